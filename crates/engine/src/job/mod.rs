@@ -1,0 +1,4 @@
+//! Finite jobs. Each is a saga whose steps are idempotent: a killed run is cleaned up by the next one.
+
+pub mod backup;
+pub mod restore;
