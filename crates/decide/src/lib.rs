@@ -1,1 +1,5 @@
-//! stub
+//! Pure decisions. Nothing here reads a clock, a file or a network; everything is a function of its arguments, so that
+//! every decision can be tested, replayed and explained.
+
+pub mod readplan;
+pub mod tracking;
