@@ -1,5 +1,6 @@
 //! Pure decisions. Nothing here reads a clock, a file or a network; everything is a function of its arguments, so that
 //! every decision can be tested, replayed and explained.
 
+pub mod pointref;
 pub mod readplan;
 pub mod tracking;
