@@ -5,7 +5,9 @@
 //! `unsafe` stays inside `libvirt/ffi`. Not here: policy, retries beyond the connection, interpretation of backups.
 
 mod error;
+pub mod libvirt;
 mod types;
+mod xml;
 
 use async_trait::async_trait;
 use tokio::sync::broadcast;
