@@ -1,11 +1,34 @@
 //! Backing up a VM (hot, warm, cold) or plain image files into one restore point.
+//!
+//! ```text
+//! lock ─ look up ─┬ running ─► hot:   repair ─ freeze ─ begin ─ thaw ─ copy ─ end job ─ publish ─ drop old checkpoint
+//!                 └ shut off ► cold:  open read-only ─────────────────── copy ─ new bitmap ─ publish ─ drop old bitmap
+//! ```
+//!
+//! Invariant: until the new restore point is published, the previous one's checkpoint stays; once it is, the new
+//! checkpoint is the one to keep. A run killed anywhere leaves at worst one checkpoint too many, a job, and scratch
+//! files, all recognisable as ours, which the next run removes before it begins.
+
+pub(crate) mod attach;
+mod cold;
+mod copy;
+mod disks;
+mod hot;
+mod images;
+mod quiesce;
+mod scratch;
+mod select;
 
 use std::{path::PathBuf, time::Duration};
 
-use virtward_model::{Bytes, QuiesceRequest, RestorePoint};
-use virtward_repo::Repository;
+use jiff::Timestamp;
+use virtward_hypervisor::HostInfo;
+use virtward_model::{
+    BackupKind, Bytes, DiskRecord, PointId, QuiesceRecord, QuiesceRequest, RestorePoint, SourceKind, Vm,
+};
+use virtward_repo::{Attachment, Repository, Writer, WriterOptions};
 
-use crate::{Cancel, Env, Error, Observer, Result};
+use crate::{Cancel, Env, Error, Event, Observer, Phase, Result, lock::VmLock};
 
 /// How a running VM is cut.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,23 +112,158 @@ pub struct ImageSet {
 
 /// Backs up one VM, by name or UUID.
 pub async fn backup_vm(
-    _env: &Env,
-    _repo: &Repository,
-    _vm: &str,
-    _options: &BackupOptions,
-    _observer: &dyn Observer,
-    _cancel: &Cancel,
+    env: &Env,
+    repo: &Repository,
+    vm: &str,
+    options: &BackupOptions,
+    observer: &dyn Observer,
+    cancel: &Cancel,
 ) -> Result<RestorePoint> {
-    Err(Error::Refused(String::new()))
+    let started = Timestamp::now();
+    let found = env.hypervisor.lookup(vm).await.map_err(Error::hyper(format!("back up {vm}")))?;
+    let _lock = VmLock::take(&env.dirs.runtime, found.uuid, &found.name, "backup")?;
+    let host = env.hypervisor.host().await.map_err(Error::hyper("ask the host who it is"))?;
+    observer.event(&found.name, Event::Phase(Phase::Preparing));
+    let previous = previous_point(repo, &found).await?;
+    let mut job =
+        Job { env, repo, vm: found, host, options, observer, cancel, started, previous, warnings: Vec::new() };
+    let outcome = match job.vm.state.is_active() {
+        true => hot::run(&mut job).await,
+        false => cold::run(&mut job).await,
+    };
+    // A guest that shut itself down, or was started, in the middle is backed up the other way: once.
+    match outcome {
+        Err(Error::SourceGone(why)) if !cancel.is_cancelled() => {
+            let now = env.hypervisor.lookup(&job.vm.uuid.to_string()).await.map_err(|_| Error::SourceGone(why.clone()))?;
+            if now.state.is_active() == job.vm.state.is_active() {
+                return Err(Error::SourceGone(why));
+            }
+            job.vm = now;
+            job.warn(format!("{why}; the backup was begun again"));
+            match job.vm.state.is_active() {
+                true => hot::run(&mut job).await,
+                false => cold::run(&mut job).await,
+            }
+        }
+        other => other,
+    }
 }
 
 /// Backs up image files. Needs no hypervisor.
 pub async fn backup_images(
-    _repo: &Repository,
-    _set: &ImageSet,
-    _options: &BackupOptions,
-    _observer: &dyn Observer,
-    _cancel: &Cancel,
+    repo: &Repository,
+    set: &ImageSet,
+    options: &BackupOptions,
+    observer: &dyn Observer,
+    cancel: &Cancel,
 ) -> Result<RestorePoint> {
-    Err(Error::Refused(String::new()))
+    images::run(repo, set, options, observer, cancel).await
+}
+
+/// One run of [`backup_vm`].
+struct Job<'a> {
+    env: &'a Env,
+    repo: &'a Repository,
+    vm: Vm,
+    host: HostInfo,
+    options: &'a BackupOptions,
+    observer: &'a dyn Observer,
+    cancel: &'a Cancel,
+    started: Timestamp,
+    previous: Option<RestorePoint>,
+    warnings: Vec<String>,
+}
+
+/// What a way of reading found out, to be made a restore point.
+struct Taken {
+    id: PointId,
+    source: SourceKind,
+    taken: Timestamp,
+    quiesce: QuiesceRecord,
+    disks: Vec<DiskRecord>,
+    skipped: Vec<String>,
+}
+
+impl Job<'_> {
+    fn phase(&self, phase: Phase) {
+        self.observer.event(&self.vm.name, Event::Phase(phase));
+    }
+
+    fn warn(&mut self, text: String) {
+        self.observer.event(&self.vm.name, Event::Warning(&text));
+        self.warnings.push(text);
+    }
+
+    /// Prefix of the checkpoints that belong to this repository.
+    fn checkpoint_prefix(&self) -> String {
+        let repository: String = self.repo.id().to_string().chars().filter(char::is_ascii_hexdigit).take(8).collect();
+        format!("virtward-{repository}-")
+    }
+
+    fn checkpoint_name(&self, id: PointId) -> String {
+        format!("{}{}", self.checkpoint_prefix(), &id.to_string()[..16])
+    }
+
+    async fn writer(&self) -> Result<Writer> {
+        open_writer(self.repo, self.options, self.cancel).await
+    }
+
+    /// Makes the restore point visible. From here on it is acknowledged.
+    async fn publish(&self, writer: Writer, taken: Taken, attachments: Vec<Attachment>) -> Result<RestorePoint> {
+        self.phase(Phase::Publishing);
+        let point = RestorePoint {
+            id: taken.id,
+            vm: self.vm.name.clone(),
+            vm_uuid: self.vm.uuid,
+            host: self.host.name.clone(),
+            source: taken.source,
+            kind: kind_of(&taken.disks),
+            taken: taken.taken,
+            started: self.started,
+            finished: Timestamp::now(),
+            parent: self.previous.as_ref().map(|point| point.id),
+            quiesce: taken.quiesce,
+            disks: taken.disks,
+            skipped: taken.skipped,
+            tags: self.options.tags.clone(),
+            warnings: self.warnings.clone(),
+        };
+        publish(writer, point, attachments).await
+    }
+}
+
+fn kind_of(disks: &[DiskRecord]) -> BackupKind {
+    match !disks.is_empty() && disks.iter().all(disks::was_incremental) {
+        true => BackupKind::Incremental,
+        false => BackupKind::Full,
+    }
+}
+
+async fn open_writer(repo: &Repository, options: &BackupOptions, cancel: &Cancel) -> Result<Writer> {
+    let repo = repo.clone();
+    let options = WriterOptions { threads: options.threads, cancel: Some(cancel.flag()), ..WriterOptions::default() };
+    blocking(move || Ok(repo.writer(options)?)).await
+}
+
+async fn publish(writer: Writer, point: RestorePoint, attachments: Vec<Attachment>) -> Result<RestorePoint> {
+    blocking(move || {
+        writer.publish(&point, &attachments)?;
+        Ok(point)
+    })
+    .await
+}
+
+/// The newest restore point of a VM in a repository, whatever its state.
+async fn previous_point(repo: &Repository, vm: &Vm) -> Result<Option<RestorePoint>> {
+    let (repo, uuid) = (repo.clone(), vm.uuid);
+    let points = blocking(move || Ok(repo.points()?)).await?;
+    Ok(points.points.into_iter().filter(|point| point.vm_uuid == uuid).max_by_key(|point| point.taken))
+}
+
+/// Runs repository work, which blocks, away from the async threads.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::Tool(format!("a worker of the repository failed: {error}"))),
+    }
 }

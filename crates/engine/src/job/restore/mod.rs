@@ -1,13 +1,28 @@
 //! Restoring a VM or one of its disks from a restore point.
+//!
+//! Invariants: nothing that exists is overwritten unless asked; files appear under their real names only when complete;
+//! a definition appears only when its disks are in place; a failure takes everything back.
 
-use std::path::PathBuf;
+mod disk;
+mod place;
+mod vm;
+mod xml;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use virtward_model::PointId;
+use virtward_model::{DiskRecord, PointId, RestorePoint};
 use virtward_repo::Repository;
 
-use crate::{Cancel, Env, Error, Observer, Result};
+use self::{
+    disk::DiskJob,
+    place::{Placed, Staging},
+};
+use crate::{Cancel, Env, Error, Event, Observer, Phase, Result, job::backup::blocking, tool};
 
 /// Image format of a restored disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,23 +106,82 @@ pub struct RestoreDiskOptions {
 
 /// Restores a whole VM: disks first, definition last, so that a failure leaves no half VM.
 pub async fn restore_vm(
-    _env: &Env,
-    _repo: &Repository,
-    _point: PointId,
-    _options: &RestoreVmOptions,
-    _observer: &dyn Observer,
-    _cancel: &Cancel,
+    env: &Env,
+    repo: &Repository,
+    point: PointId,
+    options: &RestoreVmOptions,
+    observer: &dyn Observer,
+    cancel: &Cancel,
 ) -> Result<RestoredVm> {
-    Err(Error::Refused(String::new()))
+    vm::run(env, repo, point, options, observer, cancel).await
 }
 
-/// Restores one disk to a file. Needs no hypervisor.
+/// Restores one disk to a file or block device. Needs no hypervisor.
 pub async fn restore_disk(
-    _repo: &Repository,
-    _point: PointId,
-    _options: &RestoreDiskOptions,
-    _observer: &dyn Observer,
-    _cancel: &Cancel,
+    repo: &Repository,
+    point: PointId,
+    options: &RestoreDiskOptions,
+    observer: &dyn Observer,
+    cancel: &Cancel,
 ) -> Result<RestoredDisk> {
-    Err(Error::Refused(String::new()))
+    let point = load_point(repo, point).await?;
+    let record = choose_disk(&point, options.disk.as_deref())?;
+    let to = tool::absolute(&options.to)?;
+    observer.event(&point.vm, Event::Phase(Phase::Copying));
+    observer.event(&point.vm, Event::Total { bytes: record.data_bytes });
+    let done = Arc::default();
+    let job = DiskJob { repo, record, subject: &point.vm, threads: options.threads, observer, cancel, done: &done };
+    let (format, written_bytes) = if disk::is_device(&to) {
+        device(&job, &to, options).await?
+    } else {
+        let format = options.format.or_else(|| DiskFormat::of_extension(&to));
+        let format = format.unwrap_or_else(|| DiskFormat::of_driver(&record.format));
+        (format, file(&job, &to, format, options.overwrite).await?)
+    };
+    Ok(RestoredDisk {
+        target: record.target.clone(),
+        path: to.to_string_lossy().into_owned(),
+        format,
+        size_bytes: record.size_bytes,
+        written_bytes,
+    })
+}
+
+async fn device(job: &DiskJob<'_>, to: &Path, options: &RestoreDiskOptions) -> Result<(DiskFormat, u64)> {
+    if !options.overwrite {
+        return Err(Error::Refused(format!("{} is a block device; confirm with --overwrite", to.display())));
+    }
+    if options.format.is_some_and(|format| format != DiskFormat::Raw) {
+        return Err(Error::Refused(format!("{} is a block device; only --format raw fits it", to.display())));
+    }
+    Ok((DiskFormat::Raw, disk::write_device(job, to).await?))
+}
+
+async fn file(job: &DiskJob<'_>, to: &Path, format: DiskFormat, overwrite: bool) -> Result<u64> {
+    if !overwrite && to.symlink_metadata().is_ok() {
+        return Err(place::exists(to));
+    }
+    let staging = Staging::create(to.parent().unwrap_or(Path::new("/")))?;
+    let written = disk::write_file(job, &staging.file(&place::file_name(to)?), format).await?;
+    let mut placed = Placed::default();
+    placed.place(&staging, to, overwrite)?;
+    placed.keep();
+    Ok(written)
+}
+
+async fn load_point(repo: &Repository, id: PointId) -> Result<RestorePoint> {
+    let repo = repo.clone();
+    blocking(move || Ok(repo.point(id)?)).await
+}
+
+fn choose_disk<'a>(point: &'a RestorePoint, asked: Option<&str>) -> Result<&'a DiskRecord> {
+    let known = || point.disks.iter().map(|disk| disk.target.as_str()).collect::<Vec<_>>().join(", ");
+    match (asked, point.disks.as_slice()) {
+        (Some(target), disks) => disks.iter().find(|disk| disk.target == target).ok_or_else(|| {
+            Error::NotFound(format!("restore point {} of {} has no disk {target}; it has {}", point.id, point.vm, known()))
+        }),
+        (None, [only]) => Ok(only),
+        (None, []) => Err(Error::NotFound(format!("restore point {} of {} holds no disk", point.id, point.vm))),
+        (None, _) => Err(Error::Refused(format!("say which disk with --disk: {}", known()))),
+    }
 }

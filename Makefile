@@ -1,0 +1,59 @@
+# `make demo` and `make test` do all their own set-up on Debian 12 or 13 with Rust installed.
+CARGO ?= cargo
+PREFIX ?= /usr/local
+BIN = target/release
+
+.PHONY: all build setup demo test bench lint fmt install uninstall fuzz clean
+
+all: build
+
+build:
+	scripts/setup.sh build
+	$(CARGO) build --release
+
+setup:
+	scripts/setup.sh lab
+
+demo:
+	scripts/setup.sh lab
+	$(CARGO) build --release
+	$(BIN)/virtward-lab demo --virtward $(BIN)/virtward
+
+# The binaries come first: end-to-end tests drive them from outside, as a user does.
+test:
+	scripts/setup.sh lab
+	$(CARGO) build
+	$(CARGO) test --workspace
+
+lint:
+	scripts/setup.sh build
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+bench:
+	scripts/setup.sh bench
+	$(CARGO) build --release
+	scripts/bench.sh
+
+fmt:
+	$(CARGO) fmt --all
+
+install: build
+	install -D -m 0755 $(BIN)/virtward $(DESTDIR)$(PREFIX)/bin/virtward
+	install -D -m 0755 $(BIN)/virtward-lab $(DESTDIR)$(PREFIX)/bin/virtward-lab
+	$(BIN)/virtward man --dir $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions \
+	    $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	$(BIN)/virtward completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/virtward
+	$(BIN)/virtward completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_virtward
+	$(BIN)/virtward completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/virtward.fish
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/virtward $(DESTDIR)$(PREFIX)/bin/virtward-lab
+	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/virtward*.1
+	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/virtward
+	rm -f $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_virtward
+	rm -f $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/virtward.fish
+
+clean:
+	$(CARGO) clean

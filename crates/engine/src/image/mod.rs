@@ -1,0 +1,3 @@
+//! Image files that a restore writes.
+
+pub(crate) mod qcow2;

@@ -1,0 +1,262 @@
+//! A VM that is shut off: its images are read directly, by the bitmaps they hold if those are sound.
+//!
+//! Reading takes no lock on the images, so the VM may be started at any moment (a guest that must run is worth more than
+//! a backup that must finish); a start is noticed and the run is begun again, hot.
+
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use tokio::sync::broadcast;
+use virtward_decide::tracking::{BitmapFact, DiskDecision, DiskFacts};
+use virtward_hypervisor::{DomainEvent, DomainEventKind};
+use virtward_model::{
+    Disk, DiskRecord, DiskSource, PointId, QuiesceOutcome, QuiesceRecord, RestorePoint, SourceKind, VmState,
+};
+use virtward_repo::Writer;
+
+use super::{
+    Job, Taken, attach,
+    copy::{ALLOCATION, Flow, Source},
+    disks::{self, CHUNK_BYTES, DiskJob},
+    scratch::Scratch,
+    select,
+};
+use crate::{
+    Error, Phase, Result,
+    tool::{self, ImageServer, Serve},
+};
+
+/// One image of the VM.
+struct Image {
+    disk: Disk,
+    path: PathBuf,
+    facts: DiskFacts,
+    stamp: Stamp,
+}
+
+/// Changes whenever anybody writes to the file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    modified: (i64, i64),
+    inode: u64,
+    size: u64,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Result<Self> {
+        let meta = std::fs::metadata(path).map_err(Error::io(format!("look at {}", path.display())))?;
+        Ok(Self { modified: (meta.mtime(), meta.mtime_nsec()), inode: meta.ino(), size: meta.size() })
+    }
+}
+
+/// Backs up a VM that is shut off.
+pub(super) async fn run(job: &mut Job<'_>) -> Result<RestorePoint> {
+    let (chosen, skipped) = select::select(&job.vm, &job.options.only_disks, &job.options.exclude_disks)?;
+    let events = job.env.hypervisor.events();
+    Scratch::of(job.env, job.vm.uuid).remove()?;
+    let attachments = attach::gather(job.env, &job.vm, &mut job.warnings).await?;
+    if chosen.is_empty() {
+        job.warn(format!("{} has no disk to back up; only its definition is in this restore point", job.vm.name));
+    }
+    let mut images = Vec::new();
+    for disk in chosen {
+        images.push(inspect(job, disk).await?);
+    }
+    let facts: Vec<DiskFacts> = images.iter().map(|image| image.facts.clone()).collect();
+    let decisions = disks::decide(&facts, job.previous.as_ref(), &job.checkpoint_prefix(), job.options.full);
+    let writer = job.writer().await?;
+    let id = PointId::random();
+    let taken = Timestamp::now();
+    let mut records = read_all(job, &images, decisions, &writer, events).await?;
+
+    let new = job.checkpoint_name(id);
+    let marked = mark(&images, &new, &mut records).await;
+    let quiesce = QuiesceRecord {
+        requested: job.options.quiesce,
+        outcome: QuiesceOutcome::NotNeeded,
+        frozen_ms: None,
+        reason: None,
+    };
+    let outcome = match still_off(job).await {
+        Ok(()) if job.cancel.is_cancelled() => Err(Error::Cancelled),
+        Ok(()) => {
+            let taken = Taken { id, source: SourceKind::Cold, taken, quiesce, disks: records, skipped };
+            job.publish(writer, taken, attachments).await
+        }
+        Err(error) => Err(error),
+    };
+    job.phase(Phase::CleaningUp);
+    match &outcome {
+        Ok(_) => drop_older(job, &images).await,
+        Err(_) => {
+            for path in &marked {
+                let _ = tool::bitmap_remove(path, &new).await;
+            }
+        }
+    }
+    outcome
+}
+
+async fn inspect(job: &Job<'_>, disk: Disk) -> Result<Image> {
+    let path = match &disk.source {
+        DiskSource::File { path } | DiskSource::Block { path } => PathBuf::from(path),
+        other => {
+            return Err(Error::Refused(format!(
+                "disk {} of {} is {}; while the VM is shut off only files and block devices of this host can be read. \
+                 Start {} (it may stay paused) and run this again, or leave the disk out with --exclude-disk {}",
+                disk.target,
+                job.vm.name,
+                describe(other),
+                job.vm.name,
+                disk.target
+            )));
+        }
+    };
+    let stamp = Stamp::of(&path)?;
+    let info = tool::image_info(&path, &disk.format).await?;
+    let bitmaps = info
+        .bitmaps()
+        .into_iter()
+        .map(|bitmap| BitmapFact {
+            broken: bitmap.flags.iter().any(|flag| flag == "in-use"),
+            recording: bitmap.flags.iter().any(|flag| flag == "auto"),
+            name: bitmap.name,
+        })
+        .collect();
+    let facts = DiskFacts {
+        target: disk.target.clone(),
+        size_bytes: info.virtual_size,
+        untrackable: info.untrackable(),
+        bitmaps,
+    };
+    Ok(Image { disk, path, facts, stamp })
+}
+
+fn describe(source: &DiskSource) -> String {
+    match source {
+        DiskSource::Network { protocol, name } => format!("reached over the network ({protocol} {name})"),
+        DiskSource::Volume { pool, volume } => format!("volume {volume} of pool {pool}"),
+        _ => "not a file".to_owned(),
+    }
+}
+
+async fn read_all(
+    job: &Job<'_>,
+    images: &[Image],
+    decisions: Vec<DiskDecision>,
+    writer: &Writer,
+    events: broadcast::Receiver<DomainEvent>,
+) -> Result<Vec<DiskRecord>> {
+    job.phase(Phase::Copying);
+    let mut servers = Vec::new();
+    let mut sources = Vec::new();
+    for (image, decision) in images.iter().zip(decisions) {
+        let (server, source) = open(job, image, decision).await?;
+        servers.push(server);
+        sources.push(source);
+    }
+    let flow = Flow::new(job.options.bandwidth.map(|rate| rate.get()), job.observer, &job.vm.name, job.cancel);
+    let records = tokio::select! {
+        records = disks::store(job.repo, writer, sources, job.options.sample_regions, &flow) => records?,
+        error = started(job, events) => return Err(error),
+    };
+    for image in images {
+        if Stamp::of(&image.path)? != image.stamp {
+            return Err(changed(job, &image.path));
+        }
+    }
+    for server in servers {
+        server.stop().await?;
+    }
+    Ok(records)
+}
+
+fn changed(job: &Job<'_>, path: &Path) -> Error {
+    Error::SourceGone(format!("{} of {} was written to during the backup", path.display(), job.vm.name))
+}
+
+async fn open(job: &Job<'_>, image: &Image, decision: DiskDecision) -> Result<(ImageServer, (DiskJob, Source))> {
+    let serve = Serve {
+        path: &image.path,
+        format: &image.disk.format,
+        writable: false,
+        bitmap: decision.since.as_deref(),
+    };
+    let server = ImageServer::start(serve).await?;
+    let dirty_context = decision.since.as_deref().map(virtward_nbd::dirty_bitmap);
+    let contexts = [Some(ALLOCATION.to_owned()), dirty_context.clone()].into_iter().flatten().collect();
+    let client = server.connect(contexts).await?;
+    let size_bytes = client.info().size_bytes;
+    let disk_job = DiskJob {
+        size_bytes,
+        format: image.disk.format.clone(),
+        source_name: image.path.to_string_lossy().into_owned(),
+        base: disks::previous_disk(job.previous.as_ref(), &image.disk.target).map(|(_, record)| record),
+        dirty_context,
+        checkpoint: None,
+        decision,
+    };
+    Ok((server, (disk_job, Source { client, size_bytes, chunk_bytes: CHUNK_BYTES, allocation: true })))
+}
+
+async fn started(job: &Job<'_>, mut events: broadcast::Receiver<DomainEvent>) -> Error {
+    loop {
+        tokio::select! {
+            () = job.cancel.cancelled() => return Error::Cancelled,
+            event = events.recv() => match event {
+                Ok(event) if event.uuid == job.vm.uuid && matches!(event.kind, DomainEventKind::Started { .. }) => {
+                    return Error::SourceGone(format!("{} was started during the backup", job.vm.name));
+                }
+                Err(broadcast::error::RecvError::Closed) => std::future::pending::<()>().await,
+                _ => {}
+            }
+        }
+    }
+}
+
+async fn still_off(job: &Job<'_>) -> Result<()> {
+    let context = || format!("look at {} again", job.vm.name);
+    let vm = job.env.hypervisor.lookup(&job.vm.uuid.to_string()).await.map_err(Error::hyper(context()))?;
+    match vm.state {
+        VmState::ShutOff => Ok(()),
+        _ => Err(Error::SourceGone(format!("{} was started during the backup", job.vm.name))),
+    }
+}
+
+/// Leaves a bitmap for the next run on every image that can hold one: those that got it. From the moment it is there, a
+/// start of the VM loses nothing: its writes are recorded.
+async fn mark(images: &[Image], new: &str, records: &mut [DiskRecord]) -> Vec<PathBuf> {
+    let mut marked = Vec::new();
+    for (image, record) in images.iter().zip(records) {
+        if image.facts.untrackable.is_some() {
+            continue;
+        }
+        match tool::bitmap_add(&image.path, new).await {
+            Ok(()) => {
+                record.tracking.checkpoint = Some(new.to_owned());
+                marked.push(image.path.clone());
+            }
+            Err(error) => tracing::debug!(path = %image.path.display(), %error, "no bitmap for the next run"),
+        }
+    }
+    marked
+}
+
+/// Drops the bitmaps of ours that were there before, and what the hypervisor believes of them.
+async fn drop_older(job: &Job<'_>, images: &[Image]) {
+    let prefix = job.checkpoint_prefix();
+    for image in images {
+        for bitmap in image.facts.bitmaps.iter().filter(|bitmap| bitmap.name.starts_with(&prefix)) {
+            if let Err(error) = tool::bitmap_remove(&image.path, &bitmap.name).await {
+                tracing::debug!(%error, "an old bitmap stays until the next run");
+            }
+        }
+    }
+    let known = job.env.hypervisor.checkpoints(job.vm.uuid).await.unwrap_or_default();
+    for checkpoint in known.iter().filter(|known| known.name.starts_with(&prefix)) {
+        let _ = job.env.hypervisor.checkpoint_delete(job.vm.uuid, &checkpoint.name, true).await;
+    }
+}

@@ -1,0 +1,230 @@
+//! Freezing the guest's file systems for the instant of the cut, and thawing them whatever happens.
+//!
+//! Three things thaw a guest: this job, right after the cut; a guard process of ours that notices this job's death; and
+//! the next run, which finds the marker file. A guest is never frozen without the marker and the guard in place.
+
+use std::{
+    path::PathBuf,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::AsyncWriteExt,
+    process::{Child, ChildStdin, Command},
+};
+use uuid::Uuid;
+use virtward_hypervisor::ErrorKind;
+use virtward_model::{QuiesceOutcome, QuiesceRecord, QuiesceRequest};
+
+use crate::{Env, Error, Result, job::backup::BackupOptions, tool};
+
+/// Longest time that a guest stays frozen before the guard thaws it.
+const FROZEN_MAX: Duration = Duration::from_secs(10);
+const HOOK_TIMEOUT: Duration = Duration::from_secs(30);
+const THAW_ATTEMPTS: u32 = 5;
+
+/// A guest between freeze and thaw (or one that was not frozen at all).
+pub(super) struct Quiesced<'a> {
+    env: &'a Env,
+    vm: Uuid,
+    name: &'a str,
+    options: &'a BackupOptions,
+    record: QuiesceRecord,
+    frozen: Option<Frozen>,
+    hook_ran: bool,
+}
+
+struct Frozen {
+    since: Instant,
+    count: u32,
+    guard: Option<Guard>,
+    marker: PathBuf,
+}
+
+struct Guard {
+    child: Child,
+    stdin: ChildStdin,
+}
+
+fn marker(env: &Env, vm: Uuid) -> PathBuf {
+    env.dirs.runtime.join("frozen").join(vm.to_string())
+}
+
+/// Thaws a guest that an earlier, killed run left frozen. Returns whether there was one.
+pub(super) async fn thaw_leftover(env: &Env, vm: Uuid) -> bool {
+    let marker = marker(env, vm);
+    if !marker.exists() {
+        return false;
+    }
+    // The guard has probably done it already; a second thaw is harmless.
+    let _ = env.hypervisor.fs_thaw(vm).await;
+    let _ = std::fs::remove_file(marker);
+    true
+}
+
+/// Freezes as asked. Only a `required` quiesce can fail; everything else ends up in the record.
+pub(super) async fn freeze<'a>(
+    env: &'a Env,
+    vm: Uuid,
+    name: &'a str,
+    options: &'a BackupOptions,
+) -> Result<Quiesced<'a>> {
+    let record =
+        QuiesceRecord { requested: options.quiesce, outcome: QuiesceOutcome::NotNeeded, frozen_ms: None, reason: None };
+    let mut quiesced = Quiesced { env, vm, name, options, record, frozen: None, hook_ran: false };
+    if options.quiesce == QuiesceRequest::Off {
+        return Ok(quiesced);
+    }
+    if let Err((outcome, reason)) = quiesced.try_freeze().await {
+        quiesced.record.outcome = outcome;
+        quiesced.record.reason = Some(reason.clone());
+        if options.quiesce == QuiesceRequest::Required {
+            quiesced.post_thaw_hook().await;
+            return Err(Error::Quiesce(format!(
+                "{name} could not be quiesced and --quiesce required was given: {reason}. Start qemu-guest-agent in \
+                 the guest, or use --quiesce auto for a crash-consistent restore point"
+            )));
+        }
+    }
+    Ok(quiesced)
+}
+
+type Refusal = (QuiesceOutcome, String);
+
+impl Quiesced<'_> {
+    async fn try_freeze(&mut self) -> std::result::Result<(), Refusal> {
+        let hypervisor = &self.env.hypervisor;
+        let timeout_s = self.options.agent_timeout.as_secs().clamp(1, 600) as u32;
+        hypervisor
+            .agent(self.vm, r#"{"execute":"guest-ping"}"#, timeout_s)
+            .await
+            .map_err(|error| (QuiesceOutcome::NoAgent, format!("guest agent: {}", error.message)))?;
+        self.pre_freeze_hook().await?;
+        let marker = marker(self.env, self.vm);
+        let failed = |what: &str, error: &dyn std::fmt::Display| (QuiesceOutcome::Failed, format!("{what}: {error}"));
+        let parent = self.env.dirs.runtime.join("frozen");
+        std::fs::create_dir_all(&parent)
+            .and_then(|()| std::fs::write(&marker, self.name))
+            .map_err(|error| failed("cannot write the marker of a frozen guest", &error))?;
+        let guard = match Guard::start(self.env, self.vm) {
+            Ok(guard) => guard,
+            Err(error) => {
+                let _ = std::fs::remove_file(&marker);
+                return Err(failed("cannot start the thaw guard", &error));
+            }
+        };
+        let since = Instant::now();
+        let answer = tokio::time::timeout(FROZEN_MAX, hypervisor.fs_freeze(self.vm)).await;
+        let frozen = Frozen { since, count: 0, guard, marker };
+        match answer {
+            Ok(Ok(0)) => {
+                self.thaw_now(frozen).await;
+                Err((QuiesceOutcome::Failed, "the agent says that it froze no file system".into()))
+            }
+            Ok(Ok(count)) => {
+                self.frozen = Some(Frozen { count, ..frozen });
+                self.record.outcome = QuiesceOutcome::Frozen;
+                Ok(())
+            }
+            Ok(Err(error)) => {
+                let outcome = match error.kind {
+                    ErrorKind::AgentUnavailable => QuiesceOutcome::NoAgent,
+                    _ => QuiesceOutcome::Failed,
+                };
+                // A freeze that failed half-way leaves some file systems frozen.
+                self.thaw_now(frozen).await;
+                Err((outcome, format!("freeze: {}", error.message)))
+            }
+            Err(_) => {
+                // The freeze may still happen behind our back: the guard, left without the word, thaws it then.
+                drop(frozen);
+                let reason = format!("the agent did not finish the freeze in {} s", FROZEN_MAX.as_secs());
+                Err((QuiesceOutcome::Failed, reason))
+            }
+        }
+    }
+
+    /// Ends the freeze and gives the record with the time that it lasted, and a warning if the thaw is in doubt.
+    pub(super) async fn thaw(mut self) -> (QuiesceRecord, Option<String>) {
+        let mut warning = None;
+        if let Some(frozen) = self.frozen.take() {
+            let (count, since) = (frozen.count, frozen.since);
+            let thawed = self.thaw_now(frozen).await;
+            self.record.frozen_ms = Some(since.elapsed().as_millis() as u64);
+            warning = match thawed {
+                Some(thawed) if thawed < count => {
+                    Some(format!("the agent froze {count} file systems and says that it thawed {thawed}"))
+                }
+                Some(_) => None,
+                None => Some("the guest could not be thawed; the thaw guard goes on trying".into()),
+            };
+        }
+        self.post_thaw_hook().await;
+        (self.record.clone(), warning)
+    }
+
+    async fn thaw_now(&self, frozen: Frozen) -> Option<u32> {
+        for attempt in 0..THAW_ATTEMPTS {
+            let answer = tokio::time::timeout(Duration::from_secs(5), self.env.hypervisor.fs_thaw(self.vm)).await;
+            match answer {
+                Ok(Ok(count)) => {
+                    if let Some(guard) = frozen.guard {
+                        guard.dismiss().await;
+                    }
+                    let _ = std::fs::remove_file(&frozen.marker);
+                    return Some(count);
+                }
+                _ => tokio::time::sleep(Duration::from_millis(50 << attempt)).await,
+            }
+        }
+        None
+    }
+
+    async fn pre_freeze_hook(&mut self) -> std::result::Result<(), Refusal> {
+        let Some(command) = &self.options.hooks.pre_freeze else { return Ok(()) };
+        self.hook_ran = true;
+        let limit = self.options.hooks.timeout.unwrap_or(HOOK_TIMEOUT);
+        tool::hook(command, self.name, limit).await.map_err(|error| (QuiesceOutcome::Failed, error.to_string()))
+    }
+
+    async fn post_thaw_hook(&mut self) {
+        let Some(command) = &self.options.hooks.post_thaw else { return };
+        // Runs whenever its partner may have run, and alone when it has no partner.
+        if !self.hook_ran && self.options.hooks.pre_freeze.is_some() {
+            return;
+        }
+        let limit = self.options.hooks.timeout.unwrap_or(HOOK_TIMEOUT);
+        if let Err(error) = tool::hook(command, self.name, limit).await {
+            let reason = self.record.reason.get_or_insert_default();
+            if !reason.is_empty() {
+                reason.push_str("; ");
+            }
+            reason.push_str(&error.to_string());
+        }
+    }
+}
+
+impl Guard {
+    fn start(env: &Env, vm: Uuid) -> std::io::Result<Option<Self>> {
+        let Some((program, arguments)) = env.thaw_guard.as_ref().and_then(|words| words.split_first()) else {
+            return Ok(None);
+        };
+        let mut child = Command::new(program)
+            .args(arguments)
+            .args(["--connect", &env.uri, "--vm", &vm.to_string()])
+            .args(["--after-ms", &FROZEN_MAX.as_millis().to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let stdin = child.stdin.take().ok_or_else(|| std::io::Error::other("the guard has no standard input"))?;
+        Ok(Some(Self { child, stdin }))
+    }
+
+    async fn dismiss(mut self) {
+        let _ = self.stdin.write_all(b"thawed\n").await;
+        drop(self.stdin);
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.child.wait()).await;
+    }
+}

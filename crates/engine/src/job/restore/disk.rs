@@ -1,0 +1,260 @@
+//! Writing one disk of a restore point into an image file or onto a block device.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::{FileExt, FileTypeExt},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use virtward_model::DiskRecord;
+use virtward_repo::{DiskReader, Repository, RestoreOptions};
+
+use super::DiskFormat;
+use crate::{
+    Cancel, Error, Event, Observer, Result,
+    image::qcow2::{Qcow2Writer, is_zero},
+    job::backup::blocking,
+    tool::{self, ImageServer, Serve},
+};
+
+/// Pieces of a chunk that are tested for zeros on their own, so that a raw file stays sparse.
+const PIECE: usize = 64 << 10;
+
+impl DiskFormat {
+    /// The format that a file's extension names.
+    pub(super) fn of_extension(path: &Path) -> Option<Self> {
+        match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+            "qcow2" => Some(Self::Qcow2),
+            "raw" | "img" => Some(Self::Raw),
+            "vmdk" => Some(Self::Vmdk),
+            "vhdx" => Some(Self::Vhdx),
+            "vdi" => Some(Self::Vdi),
+            _ => None,
+        }
+    }
+
+    /// The format of a restored disk whose source had `driver`.
+    pub(super) fn of_driver(driver: &str) -> Self {
+        match driver {
+            "raw" => Self::Raw,
+            "vmdk" => Self::Vmdk,
+            "vhdx" => Self::Vhdx,
+            "vdi" => Self::Vdi,
+            _ => Self::Qcow2,
+        }
+    }
+
+    /// QEMU's name of the format.
+    pub(super) fn driver(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+            Self::Vmdk | Self::VmdkSplit => "vmdk",
+            Self::Vhdx => "vhdx",
+            Self::Vdi => "vdi",
+        }
+    }
+
+    fn create_options(self) -> Option<&'static str> {
+        match self {
+            Self::VmdkSplit => Some("subformat=twoGbMaxExtentSparse"),
+            Self::Vhdx => Some("subformat=dynamic"),
+            _ => None,
+        }
+    }
+}
+
+/// One disk to write.
+pub(super) struct DiskJob<'a> {
+    pub repo: &'a Repository,
+    pub record: &'a DiskRecord,
+    pub subject: &'a str,
+    pub threads: usize,
+    pub observer: &'a dyn Observer,
+    pub cancel: &'a Cancel,
+    /// Bytes done so far over all disks of the job.
+    pub done: &'a Arc<AtomicU64>,
+}
+
+/// Writes the disk to a new file; the bytes written.
+pub(super) async fn write_file(job: &DiskJob<'_>, path: &Path, format: DiskFormat) -> Result<u64> {
+    let reader = open_reader(job).await?;
+    let size = job.record.size_bytes;
+    let context = format!("write {}", path.display());
+    match format {
+        DiskFormat::Raw => {
+            let file = create(path)?;
+            file.set_len(size).map_err(Error::io(context.clone()))?;
+            let file = Arc::new(file);
+            let sink = file.clone();
+            let written = copy(job, reader, move |offset, data| write_sparse(&sink, offset, data)).await?;
+            blocking(move || file.sync_all().map_err(Error::io(context))).await?;
+            Ok(written)
+        }
+        DiskFormat::Qcow2 => {
+            let file = create(path)?;
+            let (reader, image) = blocking(move || {
+                let extents = data_extents(&reader)?;
+                let image = Qcow2Writer::begin(file, size, extents.into_iter()).map_err(Error::io(context))?;
+                Ok((reader, Arc::new(image)))
+            })
+            .await?;
+            let sink = image.clone();
+            let written = copy(job, reader, move |offset, data| sink.write(offset, data)).await?;
+            let context = format!("finish {}", path.display());
+            blocking(move || match Arc::try_unwrap(image) {
+                Ok(image) => image.finish().map_err(Error::io(context)),
+                Err(_) => Err(Error::Tool(format!("{context}: a writer is still at work"))),
+            })
+            .await?;
+            Ok(written)
+        }
+        other => {
+            tool::image_create(path, other.driver(), other.create_options(), size).await?;
+            let serve = Serve { path, format: other.driver(), writable: true, bitmap: None };
+            let server = ImageServer::start(serve).await?;
+            let client = server.connect(Vec::new()).await?;
+            let (sink, runtime) = (client.clone(), tokio::runtime::Handle::current());
+            let written = copy(job, reader, move |offset, data| {
+                runtime.block_on(sink.write(offset, Bytes::copy_from_slice(data))).map_err(io::Error::other)
+            })
+            .await?;
+            client.flush().await.map_err(Error::nbd(context))?;
+            client.disconnect().await;
+            server.stop().await?;
+            Ok(written)
+        }
+    }
+}
+
+/// Writes the disk onto a block device, zeros included; the bytes written.
+pub(super) async fn write_device(job: &DiskJob<'_>, path: &Path) -> Result<u64> {
+    let reader = open_reader(job).await?;
+    let context = format!("write {}", path.display());
+    let device = File::options().read(true).write(true).open(path).map_err(Error::io(context.clone()))?;
+    let size = job.record.size_bytes;
+    let device = blocking(move || {
+        use io::Seek;
+        let mut end = &device;
+        let capacity = end.seek(io::SeekFrom::End(0)).map_err(Error::io(context.clone()))?;
+        if capacity < size {
+            return Err(Error::Refused(format!("{context}: the device has {capacity} bytes, the disk {size}")));
+        }
+        // What is not written below must read as zeros.
+        rustix::fs::fallocate(&device, rustix::fs::FallocateFlags::ZERO_RANGE, 0, size)
+            .map_err(|errno| Error::io(format!("{context}: zero the device"))(errno.into()))?;
+        Ok(Arc::new(device))
+    })
+    .await?;
+    let sink = device.clone();
+    let written = copy(job, reader, move |offset, data| sink.write_all_at(data, offset)).await?;
+    let context = format!("make {} durable", path.display());
+    blocking(move || device.sync_all().map_err(Error::io(context))).await?;
+    Ok(written)
+}
+
+/// Whether the path is a block device.
+pub(super) fn is_device(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
+}
+
+fn create(path: &Path) -> Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    // Guest data is nobody else's business; libvirt gives the file to QEMU when the VM starts.
+    let options = File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
+    options.map_err(Error::io(format!("create {}", path.display())))
+}
+
+async fn open_reader(job: &DiskJob<'_>) -> Result<DiskReader> {
+    let (repo, record) = (job.repo.clone(), job.record.clone());
+    blocking(move || Ok(repo.disk(&record)?)).await
+}
+
+fn data_extents(reader: &DiskReader) -> Result<Vec<(u64, u64)>> {
+    let mut extents = Vec::new();
+    for extent in reader.data_extents() {
+        let extent = extent?;
+        extents.push((extent.offset, extent.length));
+    }
+    Ok(extents)
+}
+
+async fn copy(
+    job: &DiskJob<'_>,
+    reader: DiskReader,
+    sink: impl Fn(u64, &[u8]) -> io::Result<()> + Send + Sync + 'static,
+) -> Result<u64> {
+    let written = Arc::new(AtomicU64::new(0));
+    let (count, done) = (written.clone(), job.done.clone());
+    let options = RestoreOptions { threads: job.threads, cancel: Some(job.cancel.flag()), ..RestoreOptions::default() };
+    let work = blocking(move || {
+        reader.copy_to(
+            &|offset: u64, data: &[u8]| {
+                sink(offset, data)?;
+                count.fetch_add(data.len() as u64, Ordering::Relaxed);
+                done.fetch_add(data.len() as u64, Ordering::Relaxed);
+                Ok(())
+            },
+            &options,
+        )?;
+        Ok(())
+    });
+    tokio::pin!(work);
+    let mut tick = tokio::time::interval(std::time::Duration::from_millis(100));
+    loop {
+        tokio::select! {
+            result = &mut work => {
+                result?;
+                break;
+            }
+            _ = tick.tick() => {
+                let bytes = job.done.load(Ordering::Relaxed);
+                job.observer.event(job.subject, Event::Done { bytes });
+            }
+        }
+    }
+    Ok(written.load(Ordering::Relaxed))
+}
+
+fn write_sparse(file: &File, offset: u64, data: &[u8]) -> io::Result<()> {
+    let mut start = 0;
+    let mut pieces = data.chunks(PIECE).peekable();
+    let mut at = 0;
+    // Neighbouring pieces of data go out in one write.
+    while let Some(piece) = pieces.next() {
+        let zero = is_zero(piece);
+        at += piece.len();
+        if zero || pieces.peek().is_none() {
+            let end = if zero { at - piece.len() } else { at };
+            if end > start {
+                file.write_all_at(&data[start..end], offset + start as u64)?;
+            }
+            start = at;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sparse_writes_lose_nothing() {
+        let file = tempfile::tempfile().unwrap();
+        let mut data = vec![0u8; 5 * PIECE + 100];
+        data[PIECE..3 * PIECE].fill(7);
+        data[5 * PIECE + 99] = 1;
+        file.set_len(data.len() as u64 + 10).unwrap();
+        write_sparse(&file, 10, &data).unwrap();
+        let mut back = vec![0u8; data.len()];
+        file.read_exact_at(&mut back, 10).unwrap();
+        assert!(back == data);
+    }
+}

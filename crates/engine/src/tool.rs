@@ -1,0 +1,235 @@
+//! Helper programs of QEMU (`qemu-nbd`, `qemu-img`) and the operator's hook commands.
+//!
+//! Every child is bounded in time, killed when its owner is dropped, and killed by the kernel when this process dies
+//! (`setpriv --pdeathsig`), so that a SIGKILL leaves no server behind. Paths never pass through a shell.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use serde::Deserialize;
+use tokio::{
+    io::AsyncReadExt,
+    process::{Child, Command},
+};
+use virtward_nbd::{Address, Client, Options};
+
+use crate::{Error, Result};
+
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+const INFO_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// An image served over NBD on a private Unix socket by a `qemu-nbd` of ours.
+pub(crate) struct ImageServer {
+    child: Child,
+    // Holds the socket; removed on drop.
+    _dir: tempfile::TempDir,
+    socket: PathBuf,
+}
+
+/// How an image is served.
+pub(crate) struct Serve<'a> {
+    pub path: &'a Path,
+    pub format: &'a str,
+    pub writable: bool,
+    /// Export this dirty bitmap as a metadata context.
+    pub bitmap: Option<&'a str>,
+}
+
+impl ImageServer {
+    /// Starts the server. Reading takes no lock on the image, so that a VM may start meanwhile; whoever reads must
+    /// notice that by itself.
+    pub(crate) async fn start(serve: Serve<'_>) -> Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("virtward-nbd-")
+            .tempdir()
+            .map_err(Error::io("create a directory for an NBD socket"))?;
+        let socket = dir.path().join("sock");
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "qemu-nbd", "--persistent", "--shared=8", "--cache=writeback"]);
+        command.arg("--socket").arg(&socket);
+        if !serve.writable {
+            command.arg("--read-only");
+        }
+        if let Some(bitmap) = serve.bitmap {
+            command.arg("--bitmap").arg(bitmap);
+        }
+        command.arg(json_filename(&serve)?);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        let child = command.spawn().map_err(Error::io("start qemu-nbd (package qemu-utils)"))?;
+        let mut server = Self { child, _dir: dir, socket };
+        server.wait_until_listening(serve.path).await?;
+        Ok(server)
+    }
+
+    async fn wait_until_listening(&mut self, image: &Path) -> Result<()> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            if self.socket.exists() && tokio::net::UnixStream::connect(&self.socket).await.is_ok() {
+                return Ok(());
+            }
+            if let Ok(Some(_)) = self.child.try_wait() {
+                let mut text = String::new();
+                if let Some(mut stderr) = self.child.stderr.take() {
+                    let _ = stderr.read_to_string(&mut text).await;
+                }
+                return Err(Error::Tool(format!("qemu-nbd cannot open {}: {}", image.display(), text.trim())));
+            }
+            if Instant::now() > deadline {
+                return Err(Error::Tool(format!("qemu-nbd did not begin to serve {} in time", image.display())));
+            }
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+    }
+
+    /// Connects a client to the image.
+    pub(crate) async fn connect(&self, contexts: Vec<String>) -> Result<Client> {
+        let options = Options { contexts, ..Options::default() };
+        Client::connect(&Address::Unix(self.socket.clone()), options)
+            .await
+            .map_err(Error::nbd("connect to the image's NBD server"))
+    }
+
+    /// Ends the server after it has closed the image.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        if let Some(pid) = self.child.id().and_then(|pid| rustix::process::Pid::from_raw(pid as i32)) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        match tokio::time::timeout(Duration::from_secs(60), self.child.wait()).await {
+            Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(Ok(status)) => Err(Error::Tool(format!("qemu-nbd ended with {status}"))),
+            Ok(Err(source)) => Err(Error::io("wait for qemu-nbd")(source)),
+            Err(_) => Err(Error::Tool("qemu-nbd did not end in time".into())),
+        }
+    }
+}
+
+/// QEMU's `json:` pseudo file name: immune to commas, colons and leading dashes in paths.
+fn json_filename(serve: &Serve<'_>) -> Result<String> {
+    let path = absolute(serve.path)?;
+    let node = serde_json::json!({
+        "driver": serve.format,
+        "force-share": !serve.writable,
+        "discard": "unmap",
+        "detect-zeroes": "off",
+        "file": { "driver": if is_block(&path) { "host_device" } else { "file" }, "filename": path },
+    });
+    Ok(format!("json:{node}"))
+}
+
+fn is_block(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
+}
+
+/// The path as seen from any directory.
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(Error::io(format!("resolve {}", path.display())))
+}
+
+/// What `qemu-img info` says of one image, as far as it matters here.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ImageInfo {
+    /// Virtual size in bytes.
+    #[serde(rename = "virtual-size")]
+    pub virtual_size: u64,
+    /// Format as opened.
+    pub format: String,
+    #[serde(rename = "format-specific")]
+    specific: Option<FormatSpecific>,
+    #[serde(rename = "full-backing-filename")]
+    /// Backing file, if any.
+    pub backing: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct FormatSpecific {
+    data: serde_json::Value,
+}
+
+/// A persistent bitmap in an image that nobody has open.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ImageBitmap {
+    pub name: String,
+    #[serde(default)]
+    pub flags: Vec<String>,
+}
+
+impl ImageInfo {
+    /// Persistent bitmaps of a qcow2 image.
+    pub(crate) fn bitmaps(&self) -> Vec<ImageBitmap> {
+        let listed = self.specific.as_ref().and_then(|specific| specific.data.get("bitmaps"));
+        listed.and_then(|value| serde_json::from_value(value.clone()).ok()).unwrap_or_default()
+    }
+
+    /// Whether the image can hold bitmaps, with the reason if not.
+    pub(crate) fn untrackable(&self) -> Option<String> {
+        if self.format != "qcow2" {
+            return Some(format!("{} images hold no persistent bitmap", self.format));
+        }
+        let compat = self.specific.as_ref().and_then(|specific| specific.data.get("compat")).and_then(|v| v.as_str());
+        match compat {
+            Some("0.10") => Some("qcow2 of version 2 (compat=0.10) holds no persistent bitmap".into()),
+            _ => None,
+        }
+    }
+}
+
+/// Describes an image without taking its lock.
+pub(crate) async fn image_info(path: &Path, format: &str) -> Result<ImageInfo> {
+    let mut command = Command::new("qemu-img");
+    command.args(["info", "--force-share", "--output=json", "-f", format]).arg(absolute(path)?);
+    let text = run(command, INFO_TIMEOUT, &format!("qemu-img info {}", path.display())).await?;
+    serde_json::from_str(&text)
+        .map_err(|error| Error::Tool(format!("qemu-img info {}: unexpected answer: {error}", path.display())))
+}
+
+/// Adds a persistent, recording bitmap to an image that nobody has open.
+pub(crate) async fn bitmap_add(path: &Path, name: &str) -> Result<()> {
+    bitmap(path, &["--add", "--enable"], name).await
+}
+
+/// Removes a bitmap from an image that nobody has open.
+pub(crate) async fn bitmap_remove(path: &Path, name: &str) -> Result<()> {
+    bitmap(path, &["--remove"], name).await
+}
+
+async fn bitmap(path: &Path, action: &[&str], name: &str) -> Result<()> {
+    let mut command = Command::new("qemu-img");
+    command.arg("bitmap").args(action).args(["-f", "qcow2"]).arg(absolute(path)?).arg(name);
+    run(command, INFO_TIMEOUT, &format!("qemu-img bitmap {} {}", action[0], path.display())).await.map(drop)
+}
+
+/// Creates an empty image.
+pub(crate) async fn image_create(path: &Path, format: &str, options: Option<&str>, size_bytes: u64) -> Result<()> {
+    let mut command = Command::new("qemu-img");
+    command.args(["create", "-q", "-f", format]);
+    if let Some(options) = options {
+        command.args(["-o", options]);
+    }
+    command.arg(absolute(path)?).arg(size_bytes.to_string());
+    run(command, INFO_TIMEOUT, &format!("qemu-img create {}", path.display())).await.map(drop)
+}
+
+/// Runs a hook command of the operator's through `sh -c`.
+pub(crate) async fn hook(command_line: &str, vm: &str, limit: Duration) -> Result<()> {
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(command_line).env("VIRTWARD_VM", vm);
+    run(command, limit, &format!("hook {command_line:?}")).await.map(drop)
+}
+
+async fn run(mut command: Command, limit: Duration, what: &str) -> Result<String> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let child = command.spawn().map_err(Error::io(what))?;
+    let output = tokio::time::timeout(limit, child.wait_with_output())
+        .await
+        .map_err(|_| Error::Tool(format!("{what}: gave no answer in {} s", limit.as_secs())))?
+        .map_err(Error::io(what))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        return Err(Error::Tool(format!("{what}: {} ({})", text.trim(), output.status)));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
