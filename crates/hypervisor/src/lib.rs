@@ -6,6 +6,7 @@
 
 mod error;
 pub mod libvirt;
+pub mod sim;
 mod types;
 mod xml;
 

@@ -160,7 +160,8 @@ impl Hypervisor for Libvirt {
             let domain = DomainXml::parse(&d.xml(0)?)?;
             let targets = targets(&domain);
             let checkpoint = checkpoint.as_ref().map(|c| xml::checkpoint(c, &targets, None));
-            d.backup_begin(&xml::backup(&spec, &targets), checkpoint.as_deref()).map_err(|e| begin_fault(d, e.into()))
+            no_job(d)?;
+            Ok(d.backup_begin(&xml::backup(&spec, &targets), checkpoint.as_deref())?)
         })
         .await
     }
@@ -346,11 +347,17 @@ fn agent_fault(fault: Fault) -> Fault {
     }
 }
 
-/// libvirt uses one code for "not running" and "a job runs"; the job itself tells them apart.
-fn begin_fault(domain: &Domain, fault: Fault) -> Fault {
-    let busy = fault.kind() == ErrorKind::WrongState
-        && domain.job().is_ok_and(|(kind, params)| numbers::job(kind, &params).is_some());
-    if busy { fault.with_kind(ErrorKind::Busy) } else { fault }
+/// Refuses at once what libvirt would refuse only after 30 s of waiting for its lock on the domain. Whoever comes in
+/// between is still refused by libvirt.
+fn no_job(domain: &Domain) -> Attempt<()> {
+    if !domain.is_active()? {
+        return Ok(());
+    }
+    let (kind, params) = domain.job()?;
+    match numbers::job(kind, &params) {
+        None => Ok(()),
+        Some(job) => Err(Fault::new(ErrorKind::Busy, format!("a job of kind {:?} runs already", job.kind))),
+    }
 }
 
 fn targets(domain: &DomainXml) -> Vec<&str> {

@@ -91,7 +91,9 @@ fn kind(e: &VirError) -> ErrorKind {
         v::VIR_ERR_SYSTEM_ERROR if says("permission denied") => ErrorKind::Denied,
         v::VIR_ERR_NO_DOMAIN_CHECKPOINT => ErrorKind::NoCheckpoint,
         v::VIR_ERR_CHECKPOINT_INCONSISTENT => ErrorKind::CheckpointInconsistent,
-        _ if says("missing or broken bitmap") => ErrorKind::CheckpointInconsistent,
+        _ if says("missing or broken bitmap") || says("not found in backing chain") => {
+            ErrorKind::CheckpointInconsistent
+        }
         v::VIR_ERR_AGENT_UNRESPONSIVE | v::VIR_ERR_AGENT_UNSYNCED | v::VIR_ERR_AGENT_COMMAND_TIMEOUT => {
             ErrorKind::AgentUnavailable
         }
@@ -100,6 +102,7 @@ fn kind(e: &VirError) -> ErrorKind {
         v::VIR_ERR_OPERATION_TIMEOUT if says("state change lock") => ErrorKind::Busy,
         v::VIR_ERR_OPERATION_TIMEOUT => ErrorKind::Timeout,
         _ if says("already running") && says("job") || says("already in active block job") => ErrorKind::Busy,
+        _ if says("inactive domain") => ErrorKind::WrongState,
         v::VIR_ERR_OPERATION_INVALID => ErrorKind::WrongState,
         v::VIR_ERR_NO_SUPPORT
         | v::VIR_ERR_CONFIG_UNSUPPORTED
