@@ -11,6 +11,7 @@ mod env;
 mod error;
 mod image;
 pub mod job;
+mod lock;
 mod observe;
 mod tool;
 

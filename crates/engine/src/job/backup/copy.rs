@@ -133,7 +133,7 @@ impl Source {
     }
 
     /// The first few spans of a range, at least one.
-    async fn spans(&self, context: &str, range: Range<u64>, set: impl Fn(u32) -> bool) -> Result<Vec<Span>> {
+    async fn spans(&self, context: &str, range: Range<u64>, set: impl Fn(u64) -> bool) -> Result<Vec<Span>> {
         let length = (range.end - range.start).min(STATUS_BYTES_MAX) as u32;
         let extents = self
             .client
@@ -142,7 +142,7 @@ impl Source {
             .map_err(Error::nbd(format!("read the {context} map at byte {}", range.start)))?;
         Ok(extents
             .into_iter()
-            .map(|extent| Span { offset: extent.offset, length: extent.length, set: set(extent.flags as u32) })
+            .map(|extent| Span { offset: extent.offset, length: extent.length, set: set(extent.flags) })
             .collect())
     }
 

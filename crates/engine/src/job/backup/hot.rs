@@ -14,7 +14,7 @@ use virtward_hypervisor::{
 use virtward_model::{
     Disk, DiskRecord, PointId, QuiesceOutcome, QuiesceRecord, QuiesceRequest, RestorePoint, SourceKind, TrackingState,
 };
-use virtward_nbd::{Address, Client, Options};
+use virtward_nbd::{Address, Client, Options, ReconnectPolicy};
 use virtward_repo::{Attachment, Writer};
 
 use super::{
@@ -399,7 +399,9 @@ async fn open(
     }
     let dirty_context = decision.since.as_ref().map(|_| format!("qemu:dirty-bitmap:backup-{}", disk.target));
     let contexts = [Some(ALLOCATION.to_owned()), dirty_context.clone()].into_iter().flatten().collect();
-    let options = Options { export: disk.target.clone(), contexts, ..Options::default() };
+    // Never reconnect: whatever answers at this path later is another job, cut at another instant.
+    let reconnect = ReconnectPolicy::never();
+    let options = Options { export: disk.target.clone(), contexts, reconnect, ..Options::default() };
     let client = Client::connect(&Address::Unix(socket.to_owned()), options)
         .await
         .map_err(Error::nbd(format!("connect to the backup of {} disk {}", job.vm.name, disk.target)))?;
@@ -427,13 +429,13 @@ async fn watch(job: &Job<'_>, scratch: &Scratch, mut events: broadcast::Receiver
         tokio::select! {
             () = job.cancel.cancelled() => return Error::Cancelled,
             event = events.recv() => {
-                if let Ok(DomainEvent { uuid, kind: DomainEventKind::Stopped { detail }, .. }) = event
-                    && uuid == job.vm.uuid
-                {
-                    return stopped(job, &detail);
-                }
-                if matches!(event, Err(broadcast::error::RecvError::Closed)) {
-                    tick.tick().await;
+                match event {
+                    Ok(DomainEvent { uuid, kind: DomainEventKind::Stopped { detail }, .. }) if uuid == job.vm.uuid => {
+                        return stopped(job, &detail);
+                    }
+                    // The driver is closing; only the ticks are left.
+                    Err(broadcast::error::RecvError::Closed) => { tick.tick().await; }
+                    _ => {}
                 }
                 continue;
             }

@@ -165,10 +165,12 @@ async fn plan(env: &Env, point: &RestorePoint, options: &RestoreVmOptions) -> Re
         None if copy => Uuid::new_v4(),
         None => point.vm_uuid,
     };
+    let mut others = env.hypervisor.list().await.map_err(Error::hyper("list the VMs of the host"))?;
+    others.retain(|vm| existing.as_ref().is_none_or(|existing| existing.uuid != vm.uuid));
     let disks = point
         .disks
         .iter()
-        .map(|record| place_disk(record, &name, copy, existing.as_ref(), options))
+        .map(|record| place_disk(record, &name, copy, &others, options))
         .collect::<Result<Vec<_>>>()?;
     Ok(Plan { name, uuid, copy, disks })
 }
@@ -185,7 +187,7 @@ fn place_disk(
     record: &DiskRecord,
     name: &str,
     copy: bool,
-    existing: Option<&Vm>,
+    others: &[Vm],
     options: &RestoreVmOptions,
 ) -> Result<DiskPlan> {
     let source = Path::new(&record.source);
@@ -207,16 +209,25 @@ fn place_disk(
         Some(original) if !copy && was_file => dir.join(original),
         _ => dir.join(format!("{name}-{}.{}", record.target, format.driver())),
     };
-    // Only the files of the VM that is replaced may be replaced.
-    let belongs = existing.is_some_and(|vm| {
-        vm.disks.iter().any(|disk| disk.source.path().is_some_and(|known| Path::new(known) == path))
-    });
-    let overwrite = options.overwrite && (belongs || existing.is_none());
+    let uses = |vm: &Vm| {
+        vm.disks.iter().any(|disk| {
+            let backing = disk.backing.iter().map(String::as_str);
+            disk.source.path().into_iter().chain(backing).any(|known| Path::new(known) == path)
+        })
+    };
+    if let Some(owner) = others.iter().find(|vm| uses(vm)) {
+        return Err(Error::Refused(format!(
+            "{} belongs to the VM {}; choose another place with --disk-dir",
+            path.display(),
+            owner.name
+        )));
+    }
+    let overwrite = options.overwrite;
     if path.symlink_metadata().is_ok() && !overwrite {
-        return Err(Error::Refused(match options.overwrite {
-            true => format!("{} exists and does not belong to {name}; it is not overwritten", path.display()),
-            false => format!("{} exists; choose another place with --disk-dir, or use --overwrite", path.display()),
-        }));
+        return Err(Error::Refused(format!(
+            "{} exists; choose another place with --disk-dir, or replace it with --overwrite",
+            path.display()
+        )));
     }
     Ok(DiskPlan { record: record.clone(), path, format, overwrite })
 }
