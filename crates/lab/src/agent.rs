@@ -65,9 +65,9 @@ fn outcome(status: &Value) -> Result<Outcome> {
     })
 }
 
-/// Whether a guest's agent answers.
-pub fn answers(virsh: &Virsh, vm: &str) -> bool {
-    virsh.agent(vm, &json!({"execute": "guest-ping"}), 2).is_ok()
+/// Asks a guest's agent for a sign of life.
+pub fn ping(virsh: &Virsh, vm: &str) -> Result<()> {
+    virsh.agent(vm, &json!({"execute": "guest-ping"}), 2).map(drop)
 }
 
 /// RFC 4648 with padding; `None` for anything else.

@@ -21,6 +21,7 @@ use rustix::{
 };
 
 use crate::{
+    capabilities,
     cli::LibvirtdAction,
     etcd, net,
     proc::{Membership, netns_path},
@@ -74,6 +75,7 @@ impl<'a> HostRef<'a> {
         for dir in dirs.chain([run_dir.join("libvirt"), self.lab.local_dir(self.host)]) {
             fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         }
+        capabilities::seed(&var_dir.join("cache"));
         write_atomically(&var_dir.join("etc/libvirtd.conf"), self.libvirtd_conf().as_bytes())?;
         write_atomically(&var_dir.join("etc/qemu.conf"), self.qemu_conf().as_bytes())
     }
@@ -183,7 +185,9 @@ impl<'a> HostRef<'a> {
             format!("libvirtd of host {} does not start (its log is {})", self.host.name, log.display())
         })?;
         // The first question makes libvirt probe its emulators, which takes a while; better here than in a test.
-        self.virsh().call(&["capabilities"]).map(drop)
+        self.virsh().call(&["capabilities"])?;
+        capabilities::keep(&self.lab.host_var_dir(self.host).join("cache"));
+        Ok(())
     }
 
     /// The host's libvirt.

@@ -4,6 +4,7 @@
 //! looking. It never touches a libvirt, a network or a process that it did not make.
 
 mod agent;
+mod capabilities;
 mod cli;
 mod disk;
 mod etcd;
