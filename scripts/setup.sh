@@ -1,0 +1,182 @@
+#!/bin/bash
+# All set-up for building, testing and benchmarking Virtward on Debian 12 or 13:
+#
+#   setup.sh build          what compiling and linking need
+#   setup.sh lab            build, and what the lab, the tests and the demo need, with the guests' kernel and image
+#   setup.sh bench          lab, and the tools that the benchmark compares with
+#   setup.sh --dry-run MODE only say what would be done
+#
+# It says what it installs before it does, skips what is there (a second run takes no noticeable time), keeps versions
+# of QEMU and libvirt that are installed already, and starts and enables no service. Needs root or sudo for what is
+# missing; nothing when nothing is.
+set -euo pipefail
+
+build_packages=(gcc libc6-dev make pkg-config)
+lab_packages=(busybox-static cpio lz4 zstd xz-utils iproute2 nftables fdisk e2fsprogs xfsprogs btrfs-progs
+    nbdkit libnbd-bin etcd-server etcd-client)
+bench_packages=(restic borgbackup virtnbdbackup debootstrap hyperfine)
+# These must come from one release, all in one call: mixing QEMU 7.2 of Debian 12 with parts of 10.0 removes qemu-utils.
+build_virt=(libvirt-dev)
+lab_virt=(qemu-system-x86 qemu-utils qemu-block-extra libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu)
+
+backports_file=/etc/apt/sources.list.d/virtward-backports.sources
+image_cache=/var/cache/virtward-lab
+here=$(cd "$(dirname "$0")" && pwd)
+dry_run=
+
+say() { printf 'setup: %s\n' "$*"; }
+die() {
+    printf 'setup: %s\n' "$*" >&2
+    exit 1
+}
+usage() { sed -n '2,/^set -e/{/^#/s/^# \{0,1\}//p}' "$0"; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "this needs root to run '$1', and there is no sudo; run as root: $here/setup.sh $mode"
+    fi
+}
+
+# Prints those of the named packages that are not installed.
+missing() {
+    local have package
+    have=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' "$@" 2>/dev/null | awk '$2 == "installed" {print $1}') ||
+        true
+    for package; do grep -qxF "$package" <<<"$have" || echo "$package"; done
+}
+
+read_release() {
+    # shellcheck source=/dev/null
+    . /etc/os-release
+    release=${ID:-unknown}-${VERSION_ID:-0}
+    case $release in
+        debian-12 | debian-13) ;;
+        *) die "this is ${PRETTY_NAME:-an unknown system}; set-up knows Debian 12 and 13. Install by hand: $*" ;;
+    esac
+    [ "$(dpkg --print-architecture)" = amd64 ] || die "the lab's guests are x86-64; this is $(dpkg --print-architecture)"
+}
+
+# From where QEMU and libvirt come: backports on Debian 12, unless the release's own version is installed already, which
+# is then completed and not replaced under its owner's running guests.
+virt_source() {
+    [ "$release" = debian-12 ] || return 0
+    local versions
+    versions=$(dpkg-query -W -f '${db:Status-Status} ${Version}\n' 'qemu-system-x86' 'qemu-utils' 'libvirt0' \
+        'libvirt-daemon' 2>/dev/null | awk '$1 == "installed" {print $2}') || true
+    if [ -z "$versions" ] || grep -q bpo <<<"$versions"; then echo bookworm-backports; fi
+}
+
+add_backports() {
+    grep -rqsE '^[^#]*bookworm-backports' /etc/apt/sources.list /etc/apt/sources.list.d && return 0
+    say "adding Debian's backports in $backports_file"
+    printf '%s\n' 'Types: deb' 'URIs: http://deb.debian.org/debian' 'Suites: bookworm-backports' 'Components: main' \
+        'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' | as_root tee "$backports_file" >/dev/null
+}
+
+apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o Dpkg::Use-Pty=0 "$@"; }
+
+# Packages start what they bring unless this file says no; it is ours only while packages are being installed.
+policy=/usr/sbin/policy-rc.d
+hold_services() {
+    [ -e "$policy" ] && return 0
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+    as_root chmod 755 "$policy"
+    trap release_services EXIT
+}
+release_services() {
+    trap - EXIT
+    as_root rm -f "$policy"
+}
+
+# The lab runs its own copies of these; what was just installed for it need not run at every boot either.
+disable_new_services() {
+    [ -d /run/systemd/system ] || return 0
+    local package units=()
+    for package; do
+        case $package in
+            etcd-server) units+=(etcd.service) ;;
+            libvirt-daemon-system)
+                units+=(libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket virtlogd.socket
+                    virtlockd.socket libvirt-guests.service)
+                ;;
+        esac
+    done
+    [ ${#units[@]} = 0 ] && return 0
+    say "leaving disabled: ${units[*]} (to use them: systemctl enable --now)"
+    as_root systemctl disable --quiet "${units[@]}" 2>/dev/null || true
+}
+
+# $1: names of plain packages, $2: names of QEMU and libvirt packages
+install_packages() {
+    local plain virt suite=
+    read -ra plain <<<"$1"
+    read -ra virt <<<"$2"
+    [ $((${#plain[@]} + ${#virt[@]})) = 0 ] && return 0
+    read_release "${plain[@]}" "${virt[@]}"
+    [ ${#virt[@]} = 0 ] || suite=$(virt_source)
+    [ ${#plain[@]} = 0 ] || say "to install: ${plain[*]}"
+    [ ${#virt[@]} = 0 ] || say "to install${suite:+ from $suite}: ${virt[*]}"
+    [ -z "$dry_run" ] || return 0
+    [ -z "$suite" ] || add_backports
+    apt update
+    hold_services
+    [ ${#virt[@]} = 0 ] || apt install -y --no-install-recommends ${suite:+-t "$suite"} "${virt[@]}"
+    [ ${#plain[@]} = 0 ] || apt install -y --no-install-recommends "${plain[@]}"
+    release_services
+    disable_new_services "${plain[@]}" "${virt[@]}"
+}
+
+# The guests' kernel and initramfs, in a directory named after everything that it is made from.
+guest_image() {
+    local key target
+    key=$(
+        {
+            # A list with modes, then contents: a script that lost its x bit is another input.
+            cd "$here/guest" && find . -type f -printf '%p %m\n' | LC_ALL=C sort
+            find . -type f -print0 | LC_ALL=C sort -z | xargs -0 cat
+            dpkg-query -W -f '${Version}\n' busybox-static 2>/dev/null || true
+            grep ^VERSION_ID= /etc/os-release
+        } | sha256sum | cut -c 1-16
+    )
+    target=$image_cache/$key
+    if [ ! -e "$target/vmlinuz" ]; then
+        say "to make: the guests' kernel and initramfs in $target, from Debian's linux-image-cloud and qemu-guest-agent"
+        [ -z "$dry_run" ] || return 0
+        # Something must be known about the packages to download; an old list may name versions that are gone.
+        as_root "$here/guest/build.sh" "$target" || { apt update && as_root "$here/guest/build.sh" "$target"; }
+    fi
+    [ "$(readlink "$image_cache/current" 2>/dev/null)" = "$key" ] || [ -n "$dry_run" ] || {
+        as_root ln -sfn "$key" "$image_cache/current.new.$$"
+        as_root mv -T "$image_cache/current.new.$$" "$image_cache/current"
+    }
+}
+
+mode=
+for argument; do
+    case $argument in
+        --dry-run) dry_run=1 ;;
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        build | lab | bench) mode=$argument ;;
+        *) die "unknown argument '$argument'; give build, lab or bench" ;;
+    esac
+done
+[ -n "$mode" ] || die "say for what: build, lab or bench (setup.sh --help)"
+command -v dpkg-query >/dev/null || die "this is no Debian; see docs/lab.md for what has to be installed"
+
+plain=("${build_packages[@]}")
+virt=("${build_virt[@]}")
+case $mode in lab | bench) plain+=("${lab_packages[@]}") virt+=("${lab_virt[@]}") ;; esac
+case $mode in bench) plain+=("${bench_packages[@]}") ;; esac
+
+install_packages "$(missing "${plain[@]}" | tr '\n' ' ')" "$(missing "${virt[@]}" | tr '\n' ' ')"
+case $mode in lab | bench) guest_image ;; esac
+command -v cargo >/dev/null || [ -x "${HOME:-/root}/.cargo/bin/cargo" ] ||
+    say "note: no cargo found; install Rust (https://rustup.rs) to build Virtward"
+say "$mode: ready"
