@@ -140,7 +140,7 @@ impl Qcow2Writer {
 
     fn header(&self, refcount_table: u64, refcount_clusters: u64) -> Vec<u8> {
         let mut header = Vec::with_capacity(HEADER_BYTES as usize + 8);
-        let mut u32s = |values: &[u32]| values.iter().flat_map(|v| v.to_be_bytes()).collect::<Vec<u8>>();
+        let u32s = |values: &[u32]| values.iter().flat_map(|v| v.to_be_bytes()).collect::<Vec<u8>>();
         header.extend(u32s(&[MAGIC, 3]));
         header.extend(0u64.to_be_bytes()); // no backing file
         header.extend(u32s(&[0, CLUSTER_BITS]));

@@ -160,7 +160,7 @@ async fn read_all(
     }
     let flow = Flow::new(job.options.bandwidth.map(|rate| rate.get()), job.observer, &job.vm.name, job.cancel);
     let records = tokio::select! {
-        records = disks::store(job.repo, writer, sources, job.options.sample_regions, &flow) => records?,
+        records = disks::store(writer, sources, job.options.sample_regions, &flow) => records?,
         error = started(job, events) => return Err(error),
     };
     for image in images {

@@ -257,6 +257,16 @@ impl Source {
         Ok(Item::Chunk { index, data, _permit: permit })
     }
 
+    /// Whether any part of a chunk is allocated.
+    pub(super) async fn is_allocated(&self, index: u64) -> Result<bool> {
+        let start = index * u64::from(self.chunk_bytes);
+        let end = (start + u64::from(self.chunk_bytes)).min(self.size_bytes);
+        if !self.allocation {
+            return Ok(true);
+        }
+        Ok(self.spans(ALLOCATION, start..end, |flags| flags & ALLOC_ZERO == 0).await?.iter().any(|span| span.set))
+    }
+
     /// Reads whole chunks by number, for the comparison of "clean" regions.
     pub(super) async fn read_index(&self, index: u64) -> Result<Bytes> {
         let start = index * u64::from(self.chunk_bytes);

@@ -3,15 +3,16 @@
 use std::{collections::BTreeSet, ops::Range};
 
 use futures::future::try_join_all;
+use uuid::Uuid;
 use virtward_decide::tracking::{self, DiskDecision, DiskFacts, PreviousDisk};
 use virtward_model::{DiskRecord, RestorePoint, TrackingRecord, TrackingState};
-use virtward_repo::{DiskSpec, Repository, Same, Writer};
+use virtward_repo::{Compared, DiskSpec, DiskWriter, Writer};
 
 use super::{
     blocking,
     copy::{Flow, Source},
 };
-use crate::{Error, Result};
+use crate::Result;
 
 /// Chunk size of new disks.
 pub(super) const CHUNK_BYTES: u32 = 1 << 20;
@@ -65,44 +66,43 @@ pub(super) fn decide(
 
 /// Reads all disks at once into the repository.
 pub(super) async fn store(
-    repo: &Repository,
     writer: &Writer,
     disks: Vec<(DiskJob, Source)>,
     samples: usize,
     flow: &Flow<'_>,
 ) -> Result<Vec<DiskRecord>> {
-    try_join_all(disks.into_iter().map(|(job, source)| store_one(repo, writer, job, source, samples, flow))).await
+    try_join_all(disks.into_iter().map(|(job, source)| store_one(writer, job, source, samples, flow))).await
 }
 
 async fn store_one(
-    repo: &Repository,
     writer: &Writer,
     mut job: DiskJob,
     source: Source,
     samples: usize,
     flow: &Flow<'_>,
 ) -> Result<DiskRecord> {
-    let all = std::iter::once(0..job.size_bytes).filter(|range| !range.is_empty()).collect::<Vec<Range<u64>>>();
-    let mut ranges = all.clone();
-    let mut base = None;
-    if let (Some(context), Some(record)) = (&job.dirty_context, &job.base) {
-        ranges = source.dirty_ranges(context).await?;
-        base = Some(record.clone());
-    }
+    let everything = || std::iter::once(0..job.size_bytes).filter(|range| !range.is_empty()).collect::<Vec<_>>();
+    let spec = |base: Option<DiskRecord>| DiskSpec { size_bytes: job.size_bytes, chunk_bytes: CHUNK_BYTES, base };
     let mut sampled_bytes = 0;
-    if let Some(record) = base.clone() {
-        match changed_behind_our_back(repo, &record, &source, &ranges, samples).await? {
-            Ok(bytes) => sampled_bytes = bytes,
-            Err(index) => {
-                let at = index * u64::from(record.chunk_bytes);
-                job.decision.state = TrackingState::Untrusted;
-                job.decision.reason = Some(format!("bytes at {at} changed although tracking calls them clean"));
-                (base, ranges) = (None, all);
+    let (disk, ranges) = match (&job.dirty_context, &job.base) {
+        (Some(context), Some(base)) => {
+            let ranges = source.dirty_ranges(context).await?;
+            let disk = writer.disk(spec(Some(base.clone())))?;
+            match changed_behind_our_back(disk, &source, &ranges, samples).await? {
+                Sampled::Same { disk, read_bytes } => {
+                    sampled_bytes = read_bytes;
+                    (disk, ranges)
+                }
+                Sampled::Different { offset } => {
+                    job.decision.state = TrackingState::Untrusted;
+                    job.decision.reason =
+                        Some(format!("bytes at {offset} changed although tracking calls them clean"));
+                    (writer.disk(spec(None))?, everything())
+                }
             }
         }
-    }
-    let spec = DiskSpec { size_bytes: job.size_bytes, chunk_bytes: CHUNK_BYTES, base };
-    let disk = writer.disk(spec)?;
+        _ => (writer.disk(spec(None))?, everything()),
+    };
     let (disk, read_bytes) = source.copy(disk, ranges, flow).await?;
     let result = blocking(move || Ok(disk.finish()?)).await?;
     source.client.disconnect().await;
@@ -125,49 +125,50 @@ async fn store_one(
     })
 }
 
-/// Re-reads a few chunks that tracking calls clean and compares them with the previous restore point: the bytes read,
-/// or the first chunk that differs. Silent loss of tracking (another tool wrote to the image, a bitmap bug) is found
-/// this way before it spoils many restore points.
+enum Sampled {
+    Same { disk: DiskWriter, read_bytes: u64 },
+    Different { offset: u64 },
+}
+
+/// Re-reads a few allocated chunks that tracking calls clean and compares them with the previous restore point. Silent
+/// loss of tracking (another tool wrote to the image, a bitmap bug) is found this way before it spoils many restore
+/// points.
 async fn changed_behind_our_back(
-    repo: &Repository,
-    record: &DiskRecord,
+    mut disk: DiskWriter,
     source: &Source,
     dirty: &[Range<u64>],
     samples: usize,
-) -> Result<std::result::Result<u64, u64>> {
-    let (repo, record, dirty) = (repo.clone(), record.clone(), dirty.to_vec());
-    let chunk = u64::from(record.chunk_bytes);
-    let (reader, picked) = blocking(move || {
-        let reader = repo.disk(&record)?;
-        let is_dirty = |at: u64| match dirty.binary_search_by_key(&at, |range| range.start) {
-            Ok(_) => true,
-            Err(next) => next > 0 && dirty[next - 1].end > at,
-        };
-        let mut picked = BTreeSet::new();
-        let chunks = record.size_bytes.div_ceil(chunk);
-        // A few tries per sample: on a mostly empty or mostly dirty disk there may be little to find.
-        for _ in 0..samples * 8 {
-            if picked.len() >= samples || chunks == 0 {
-                break;
-            }
-            let index = (uuid::Uuid::new_v4().as_u128() % u128::from(chunks)) as u64;
-            if !is_dirty(index * chunk) && reader.is_data(index)? {
-                picked.insert(index);
-            }
+) -> Result<Sampled> {
+    let chunk = u64::from(source.chunk_bytes);
+    let chunks = source.size_bytes.div_ceil(chunk);
+    let is_dirty = |at: u64| match dirty.binary_search_by_key(&at, |range| range.start) {
+        Ok(_) => true,
+        Err(next) => next > 0 && dirty[next - 1].end > at,
+    };
+    let mut picked = BTreeSet::new();
+    // A few tries per sample: on a mostly empty or mostly dirty disk there may be little to find.
+    for _ in 0..if chunks == 0 { 0 } else { samples * 8 } {
+        let index = (Uuid::new_v4().as_u128() % u128::from(chunks)) as u64;
+        if !is_dirty(index * chunk) && source.is_allocated(index).await? {
+            picked.insert(index);
         }
-        Ok((reader, picked))
-    })
-    .await?;
-    let reader = std::sync::Arc::new(reader);
+        if picked.len() >= samples {
+            break;
+        }
+    }
     let mut read_bytes = 0;
     for index in picked {
         let data = source.read_index(index).await?;
         read_bytes += data.len() as u64;
-        let reader = reader.clone();
-        let same = blocking(move || reader.compare(index, &data).map_err(Error::from)).await?;
-        if same == Same::Different {
-            return Ok(Err(index));
+        let compared;
+        (disk, compared) = blocking(move || {
+            let compared = disk.compare_base(index, &data)?;
+            Ok((disk, compared))
+        })
+        .await?;
+        if compared == Compared::Different {
+            return Ok(Sampled::Different { offset: index * chunk });
         }
     }
-    Ok(Ok(read_bytes))
+    Ok(Sampled::Same { disk, read_bytes })
 }

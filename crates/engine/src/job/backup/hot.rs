@@ -290,7 +290,7 @@ async fn cut_and_copy(
         sources.push(open(job, disk, facts, decision, session.checkpoint.as_ref(), &socket).await?);
     }
     let copied = tokio::select! {
-        records = disks::store(job.repo, writer, sources, job.options.sample_regions, &flow) => records,
+        records = disks::store(writer, sources, job.options.sample_regions, &flow) => records,
         error = watch(job, &session.scratch, events) => Err(error),
     };
     match copied {

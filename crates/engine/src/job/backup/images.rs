@@ -59,7 +59,7 @@ pub(super) async fn run(
     observer.event(&set.name, Event::Phase(Phase::Copying));
     let flow = Flow::new(options.bandwidth.map(|rate| rate.get()), observer, &set.name, cancel);
     let taken = Timestamp::now();
-    let disks = disks::store(repo, &writer, sources, 0, &flow).await?;
+    let disks = disks::store(&writer, sources, 0, &flow).await?;
     for server in servers {
         server.stop().await?;
     }

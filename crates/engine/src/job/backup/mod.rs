@@ -196,7 +196,7 @@ impl Job<'_> {
 
     /// Prefix of the checkpoints that belong to this repository.
     fn checkpoint_prefix(&self) -> String {
-        let repository: String = self.repo.id().to_string().chars().filter(char::is_ascii_hexdigit).take(8).collect();
+        let repository: String = self.repo.id().chars().filter(char::is_ascii_hexdigit).take(8).collect();
         format!("virtward-{repository}-")
     }
 
@@ -247,7 +247,7 @@ async fn open_writer(repo: &Repository, options: &BackupOptions, cancel: &Cancel
 
 async fn publish(writer: Writer, point: RestorePoint, attachments: Vec<Attachment>) -> Result<RestorePoint> {
     blocking(move || {
-        writer.publish(&point, &attachments)?;
+        writer.publish(point.clone(), attachments)?;
         Ok(point)
     })
     .await

@@ -180,7 +180,7 @@ fn data_extents(reader: &DiskReader) -> Result<Vec<(u64, u64)>> {
     let mut extents = Vec::new();
     for extent in reader.data_extents() {
         let extent = extent?;
-        extents.push((extent.offset, extent.length));
+        extents.push((extent.offset, extent.bytes));
     }
     Ok(extents)
 }
@@ -192,8 +192,9 @@ async fn copy(
 ) -> Result<u64> {
     let written = Arc::new(AtomicU64::new(0));
     let (count, done) = (written.clone(), job.done.clone());
-    let options = RestoreOptions { threads: job.threads, cancel: Some(job.cancel.flag()), ..RestoreOptions::default() };
+    let (threads, cancel) = (job.threads, job.cancel.flag());
     let work = blocking(move || {
+        let options = RestoreOptions { threads, cancel: Some(&cancel), ..RestoreOptions::default() };
         reader.copy_to(
             &|offset: u64, data: &[u8]| {
                 sink(offset, data)?;

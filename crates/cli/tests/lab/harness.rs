@@ -1,0 +1,346 @@
+//! A lab of one's own for each test, and the two binaries to act on it.
+//!
+//! At most two labs are up at a time: the machine may have two cores. A lab is taken down when its test ends, however it
+//! ends; labs of test processes that were killed are taken down by the next run.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{
+        Condvar, Mutex, Once,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+const LABS_MAX: u32 = 2;
+const PREFIX: &str = "vt";
+
+static CLEANED: Once = Once::new();
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+static UP: Mutex<u32> = Mutex::new(0);
+static FREED: Condvar = Condvar::new();
+
+/// The `virtward` binary under test.
+pub const VIRTWARD: &str = env!("CARGO_BIN_EXE_virtward");
+
+fn lab_binary() -> PathBuf {
+    let path = Path::new(VIRTWARD).with_file_name("virtward-lab");
+    assert!(path.exists(), "{} is missing: run `cargo build -p virtward-lab` first, as `make test` does", path.display());
+    path
+}
+
+/// A lab, a repository beside it, and a directory for everything else.
+pub struct Lab {
+    pub name: String,
+    pub dir: tempfile::TempDir,
+    hosts: Value,
+}
+
+impl Lab {
+    /// Brings up a lab with an empty repository.
+    pub fn up(hosts: u32) -> Self {
+        CLEANED.call_once(clear_abandoned);
+        let mut up = UP.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        while *up >= LABS_MAX {
+            up = FREED.wait(up).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+        *up += 1;
+        drop(up);
+        let name = format!("{PREFIX}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let dir = tempfile::Builder::new().prefix("virtward-test-").tempdir().expect("a temporary directory");
+        let mut lab = Self { name, dir, hosts: Value::Null };
+        let status = lab.lab(&["up", "--hosts", &hosts.to_string(), "--json"]);
+        lab.hosts = serde_json::from_str(&status).expect("JSON of virtward-lab up");
+        std::fs::write(lab.path("password"), "correct horse battery staple\n").expect("a password file");
+        lab.restrict("password");
+        lab.write_config("h1", "");
+        lab.ok(&["repo", "init"]);
+        lab
+    }
+
+    fn restrict(&self, name: &str) {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(self.path(name), std::fs::Permissions::from_mode(0o600)).expect("chmod");
+    }
+
+    /// Points the configuration at a host, with more lines at its end.
+    pub fn write_config(&self, host: &str, more: &str) {
+        let path = |name: &str| self.path(name).display().to_string();
+        let text = format!(
+            "repo = {:?}\nconnect = {:?}\npassword-file = {:?}\nruntime-dir = {:?}\nscratch-dir = {:?}\n{more}\n",
+            path("repo"),
+            self.uri(host),
+            path("password"),
+            path("run"),
+            path("scratch"),
+        );
+        std::fs::write(self.path("config.toml"), text).expect("a configuration file");
+    }
+
+    /// libvirt's address of a host.
+    pub fn uri(&self, host: &str) -> String {
+        let hosts = self.hosts["hosts"].as_array().expect("hosts");
+        let found = hosts.iter().find(|entry| entry["name"] == host).expect("a host of that name");
+        found["uri"].as_str().expect("a uri").to_owned()
+    }
+
+    /// libvirt's TCP address of a host.
+    pub fn tcp_uri(&self, host: &str) -> String {
+        let hosts = self.hosts["hosts"].as_array().expect("hosts");
+        let found = hosts.iter().find(|entry| entry["name"] == host).expect("a host of that name");
+        found["tcp_uri"].as_str().expect("a uri").to_owned()
+    }
+
+    /// A path in the test's directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs `virtward-lab` on this lab and gives its standard output.
+    pub fn lab(&self, arguments: &[&str]) -> String {
+        let output = self.lab_output(arguments);
+        assert!(output.status.success(), "virtward-lab {arguments:?}: {}", text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs `virtward-lab` on this lab, whatever comes of it.
+    pub fn lab_output(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(lab_binary());
+        command.arg("--name").arg(&self.name).args(arguments);
+        run(command, Duration::from_secs(180))
+    }
+
+    /// A guest with one data disk, up and answering.
+    pub fn guest(&self, name: &str, more: &[&str]) {
+        let mut arguments = vec!["vm", "create", name, "--host", "h1", "--disk", "1GiB", "--fill", "40MiB"];
+        arguments.extend(more);
+        self.lab(&arguments);
+        if !more.contains(&"--no-agent") && !more.contains(&"--no-start") {
+            self.lab(&["vm", "wait", name]);
+        }
+    }
+
+    /// Runs a shell command in a guest and gives its output.
+    pub fn guest_sh(&self, vm: &str, script: &str) -> String {
+        self.lab(&["vm", "exec", vm, "--", "sh", "-c", script])
+    }
+
+    /// `virsh` on a host.
+    pub fn virsh(&self, host: &str, arguments: &[&str]) -> Output {
+        let mut command = Command::new("virsh");
+        command.arg("-c").arg(self.uri(host)).args(arguments);
+        run(command, Duration::from_secs(60))
+    }
+
+    /// The product, configured for this lab.
+    pub fn virtward(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(VIRTWARD);
+        for name in ["VIRTWARD_REPO", "VIRTWARD_CONNECT", "VIRTWARD_PASSWORD_FILE", "VIRTWARD_KEY_FILE"] {
+            command.env_remove(name);
+        }
+        command.arg("--config").arg(self.path("config.toml")).args(arguments);
+        command
+    }
+
+    /// Runs the product, whatever comes of it.
+    pub fn output(&self, arguments: &[&str]) -> Output {
+        run(self.virtward(arguments), Duration::from_secs(180))
+    }
+
+    /// Runs the product, which must succeed, and gives its standard output.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.output(arguments);
+        assert!(output.status.success(), "virtward {arguments:?}: {}", text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs the product, which must fail with `code` and say all of `words`.
+    pub fn fails(&self, arguments: &[&str], code: i32, words: &[&str]) -> String {
+        let output = self.output(arguments);
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(code), "virtward {arguments:?}: {said}");
+        for word in words {
+            assert!(said.contains(word), "virtward {arguments:?} does not say {word:?}: {said}");
+        }
+        assert!(!said.contains("panicked") && !said.contains("backtrace"), "{said}");
+        said
+    }
+
+    /// Backs up a VM and gives the JSON object of the run.
+    pub fn backup(&self, vm: &str, more: &[&str]) -> Value {
+        let mut arguments = vec!["--json", "backup", "run", vm];
+        arguments.extend(more);
+        serde_json::from_str(&self.ok(&arguments)).expect("one JSON object")
+    }
+
+    /// Starts the product and leaves it running.
+    pub fn start(&self, arguments: &[&str]) -> Running {
+        let mut command = self.virtward(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running(command.spawn().expect("virtward starts"))
+    }
+
+    /// Starts a backup slowed down so that there is time to do something to it, and waits until data moves.
+    pub fn slow_backup(&self, vm: &str, bandwidth: &str) -> Running {
+        let running = self.start(&["--json", "backup", "run", vm, "--full", "--bandwidth", bandwidth]);
+        let scratch = self.path("scratch");
+        wait("a scratch image", Duration::from_secs(30), || {
+            let Ok(vms) = std::fs::read_dir(&scratch) else { return false };
+            vms.flatten().any(|vm| std::fs::read_dir(vm.path()).is_ok_and(|mut images| images.next().is_some()))
+        });
+        std::thread::sleep(Duration::from_millis(700));
+        running
+    }
+
+    /// The repository is sound and every restore point in it reads in full.
+    pub fn assert_sound(&self) {
+        self.ok(&["repo", "check"]);
+        self.ok(&["backup", "verify", "--all", "--mode", "full"]);
+    }
+
+    /// Restores a restore point as a new VM, boots it and compares its files with what they were.
+    pub fn assert_boots(&self, point: &str, name: &str, checksums: &str) {
+        let disks = self.path(name);
+        std::fs::create_dir_all(&disks).expect("a directory for disks");
+        self.ok(&["restore", "vm", point, "--name", name, "--start", "--disk-dir", disks.to_str().expect("UTF-8")]);
+        self.lab(&["vm", "wait", name]);
+        let found = self.guest_sh(name, CHECKSUMS);
+        assert!(found == checksums, "files differ after the restore of {point}:\n{found}\n---\n{checksums}");
+    }
+
+    /// No backup job, no scratch file, no socket, at most one checkpoint of ours.
+    pub fn assert_nothing_left(&self, host: &str, vm: &str) {
+        for dir in ["scratch", "run/backup", "run/frozen"] {
+            let left: Vec<PathBuf> =
+                std::fs::read_dir(self.path(dir)).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+            assert!(left.is_empty(), "left behind: {left:?}");
+        }
+        let job = self.virsh(host, &["domjobinfo", vm]);
+        assert!(!text(&job).contains("Backup"), "a job is left: {}", text(&job));
+        let checkpoints = self.virsh(host, &["checkpoint-list", vm, "--name"]);
+        let ours = text(&checkpoints).lines().filter(|line| line.starts_with("virtward-")).count();
+        assert!(ours <= 1, "{}", text(&checkpoints));
+    }
+}
+
+/// Prints the checksum of every file of a guest's data disk, in order.
+pub const CHECKSUMS: &str = "cd /data && find . -type f | sort | xargs -d '\\n' sha256sum";
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let output = self.lab_output(&["down"]);
+        if !output.status.success() && !std::thread::panicking() {
+            eprintln!("virtward-lab down: {}", text(&output));
+        }
+        *UP.lock().unwrap_or_else(std::sync::PoisonError::into_inner) -= 1;
+        FREED.notify_one();
+    }
+}
+
+/// A product process that is killed when forgotten.
+pub struct Running(Child);
+
+impl Running {
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.pid().to_string()]).status().expect("kill runs");
+        assert!(status.success());
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.0.try_wait().expect("wait").is_none()
+    }
+
+    /// Waits for the end: exit code and everything that was said.
+    pub fn finish(mut self, limit: Duration) -> (Option<i32>, String, String) {
+        use std::io::Read;
+        let deadline = Instant::now() + limit;
+        let status = loop {
+            if let Some(status) = self.0.try_wait().expect("wait") {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "virtward is still running after {limit:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let (mut out, mut err) = (String::new(), String::new());
+        self.0.stdout.take().map(|mut pipe| pipe.read_to_string(&mut out));
+        self.0.stderr.take().map(|mut pipe| pipe.read_to_string(&mut err));
+        assert!(!err.contains("panicked"), "{err}");
+        (status.code(), out, err)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Polls until something holds.
+pub fn wait(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what} did not come within {limit:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Everything that a command said.
+pub fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Runs a command within a limit.
+pub fn run(mut command: Command, limit: Duration) -> Output {
+    let shown = format!("{command:?}");
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{shown}: {error}"));
+    let pid = child.id();
+    let (mut out, mut err) = (child.stdout.take().expect("stdout"), child.stderr.take().expect("stderr"));
+    let read = |pipe: &mut dyn std::io::Read| {
+        let mut bytes = Vec::new();
+        let _ = pipe.read_to_end(&mut bytes);
+        bytes
+    };
+    let (done, timeout) = std::sync::mpsc::channel::<()>();
+    let guard = std::thread::spawn(move || {
+        if timeout.recv_timeout(limit).is_err() {
+            let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+        }
+    });
+    let (stdout, stderr) = std::thread::scope(|scope| {
+        let errors = scope.spawn(|| read(&mut err));
+        (read(&mut out), errors.join().unwrap_or_default())
+    });
+    let status = child.wait().expect("wait");
+    let _ = done.send(());
+    let _ = guard.join();
+    Output { status, stdout, stderr }
+}
+
+fn clear_abandoned() {
+    let mut command = Command::new(lab_binary());
+    command.args(["list", "--json"]);
+    let output = run(command, Duration::from_secs(30));
+    let Ok(labs) = serde_json::from_slice::<Value>(&output.stdout) else { return };
+    let names = labs.as_array().into_iter().flatten().filter_map(|lab| lab["name"].as_str().or(lab.as_str()));
+    for name in names {
+        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')).map(|(pid, _)| pid);
+        if pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists()) {
+            let mut down = Command::new(lab_binary());
+            down.args(["--name", name, "down"]);
+            run(down, Duration::from_secs(60));
+        }
+    }
+}
