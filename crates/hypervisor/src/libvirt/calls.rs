@@ -289,7 +289,11 @@ impl Hypervisor for Libvirt {
 
     async fn migrate(&self, vm: Uuid, spec: &MigrateSpec) -> Result<()> {
         let (verb, spec) = (format!("migrate to {}:", spec.destination), spec.clone());
-        self.call(MIGRATE, &verb, vm, move |_, d| migrate(d, &spec)).await
+        self.call(MIGRATE, &verb, vm, move |_, d| {
+            no_job(d)?;
+            migrate(d, &spec)
+        })
+        .await
     }
 
     fn events(&self) -> broadcast::Receiver<DomainEvent> {

@@ -104,6 +104,7 @@ fn kind(e: &VirError) -> ErrorKind {
         _ if says("already running") && says("job") || says("already in active block job") => ErrorKind::Busy,
         _ if says("inactive domain") => ErrorKind::WrongState,
         v::VIR_ERR_OPERATION_INVALID => ErrorKind::WrongState,
+        _ if says("no disk named") => ErrorKind::Invalid,
         v::VIR_ERR_NO_SUPPORT
         | v::VIR_ERR_CONFIG_UNSUPPORTED
         | v::VIR_ERR_ARGUMENT_UNSUPPORTED
@@ -114,6 +115,7 @@ fn kind(e: &VirError) -> ErrorKind {
         | v::VIR_ERR_XML_DETAIL
         | v::VIR_ERR_XML_INVALID_SCHEMA
         | v::VIR_ERR_DOM_EXIST => ErrorKind::Invalid,
+        v::VIR_ERR_OPERATION_FAILED if says("already exists") => ErrorKind::Invalid,
         _ => ErrorKind::Other,
     }
 }
