@@ -1,1 +1,18 @@
-fn main() {}
+//! `virtward`: the command line of Virtward.
+
+mod app;
+mod cli;
+mod commands;
+mod config;
+mod connect;
+mod exit;
+mod failures;
+mod out;
+mod progress;
+mod render;
+mod secret;
+mod view;
+
+fn main() -> std::process::ExitCode {
+    app::main()
+}

@@ -103,7 +103,7 @@ fn by_time<'a>(
     }
     let of_vm = of_vm(points, vm);
     let Some(oldest) = of_vm.iter().copied().min_by_key(|point| point.taken) else {
-        return Err(PointRefError::NoVm { vm: vm.to_owned(), near: near_vms(points, vm) });
+        return Err(no_vm(points, vm));
     };
     let newest = of_vm.iter().copied().filter(|point| point.taken <= limit).max_by_key(|point| (point.taken, point.id));
     let Some(point) = newest else {
@@ -123,6 +123,11 @@ fn by_time<'a>(
         )
     });
     Ok(Resolved { point, note })
+}
+
+/// The error for a VM that has no restore point, with the names that come near.
+pub fn no_vm(points: &[RestorePoint], vm: &str) -> PointRefError {
+    PointRefError::NoVm { vm: vm.to_owned(), near: near_vms(points, vm) }
 }
 
 /// The restore points of the VM with this name or UUID; `image/NAME` means image sets only.

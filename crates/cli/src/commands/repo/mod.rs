@@ -1,0 +1,32 @@
+//! `virtward repo`: the repository itself and its keys.
+
+pub mod check;
+pub mod info;
+pub mod init;
+pub mod key;
+
+use crate::{app::App, exit::Failure};
+
+/// The verbs.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Create a repository
+    Init(init::Args),
+    /// Show what a repository is and how much it holds
+    Info(info::Args),
+    /// Check that everything a restore needs is there
+    Check(check::Args),
+    /// Passwords and key files that open the repository
+    #[command(subcommand)]
+    Key(key::Command),
+}
+
+/// Runs one verb.
+pub async fn run(app: &App, command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Init(args) => init::run(app, args).await,
+        Command::Info(args) => info::run(app, args).await,
+        Command::Check(args) => check::run(app, args).await,
+        Command::Key(command) => key::run(app, command).await,
+    }
+}

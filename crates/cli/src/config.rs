@@ -1,0 +1,280 @@
+//! Where settings come from: flag, then environment, then configuration file, then default.
+//!
+//! The configuration file is TOML. A key that is not known is an error, because a misspelt `bandwith` that is silently
+//! ignored is found on the day it matters. Pure but for reading that one file; the environment is handed in.
+
+use std::{
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use toml::de::{DeTable, DeValue};
+use virtward_decide::pointref;
+use virtward_model::{Bytes, QuiesceRequest};
+
+use crate::{
+    cli::Global,
+    exit::{Failure, Kind},
+};
+
+/// Where the configuration is unless said otherwise. The key that `repo init` makes is put beside it.
+pub const DEFAULT_CONFIG: &str = "/etc/virtward/config.toml";
+const DEFAULT_REPO: &str = "/var/lib/virtward/repo";
+const DEFAULT_CONNECT: &str = "qemu:///system";
+const DEFAULT_KEY_NAME: &str = "repo.key";
+
+/// The configuration file.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+struct File {
+    repo: Option<String>,
+    connect: Option<String>,
+    password_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+    runtime_dir: Option<PathBuf>,
+    scratch_dir: Option<PathBuf>,
+    backup: BackupDefaults,
+}
+
+/// `[backup]`: what `backup run` and `backup image` do unless told otherwise on the command line.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct BackupDefaults {
+    /// Quiescing.
+    pub quiesce: Option<QuiesceRequest>,
+    /// Command before the freeze.
+    pub pre_freeze: Option<String>,
+    /// Command after the thaw.
+    pub post_thaw: Option<String>,
+    /// Read limit per second.
+    #[serde(deserialize_with = "size")]
+    pub bandwidth: Option<Bytes>,
+    /// Space that must stay free where the scratch images are.
+    #[serde(deserialize_with = "size")]
+    pub scratch_reserve: Option<Bytes>,
+    /// Seconds until a silent guest agent counts as absent.
+    pub agent_timeout_s: Option<u64>,
+}
+
+/// Every key that the file may have, as it is written there.
+const KEYS: [(&str, &[&str]); 2] = [
+    ("", &["repo", "connect", "password-file", "key-file", "runtime-dir", "scratch-dir", "backup"]),
+    ("backup", &["quiesce", "pre-freeze", "post-thaw", "bandwidth", "scratch-reserve", "agent-timeout-s"]),
+];
+
+fn size<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Bytes>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Size {
+        Number(u64),
+        Text(String),
+    }
+    match Size::deserialize(input)? {
+        Size::Number(bytes) => Ok(Some(Bytes(bytes))),
+        Size::Text(text) => text.parse().map(Some).map_err(serde::de::Error::custom),
+    }
+}
+
+/// How the repository is to be opened, as far as it was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretSource {
+    /// The first line of this file is the password.
+    PasswordFile(PathBuf),
+    /// This file is the key.
+    KeyFile(PathBuf),
+    /// Nothing was said: the key at this place if it is there, else ask.
+    Default(PathBuf),
+}
+
+/// The settings after precedence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Repository location.
+    pub repo: String,
+    /// libvirt URI.
+    pub connect: String,
+    /// Secret.
+    pub secret: SecretSource,
+    /// Directory for locks and sockets, if not the default.
+    pub runtime_dir: Option<PathBuf>,
+    /// Directory for scratch images, if not the default.
+    pub scratch_dir: Option<PathBuf>,
+    /// Defaults of backups.
+    pub backup: BackupDefaults,
+}
+
+/// Reads the configuration file and settles every setting. `env` answers for environment variables.
+pub fn load(flags: &Global, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Settings, Failure> {
+    let env = |name: &str| env(name).filter(|value| !value.is_empty());
+    let named = flags.config.clone().or_else(|| env("VIRTWARD_CONFIG").map(PathBuf::from));
+    let path = named.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
+    let file = match std::fs::read_to_string(&path) {
+        Ok(text) => parse(&path, &text)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => File::default(),
+        Err(error) => return Err(Failure::io(format!("cannot read the configuration {}", path.display()))(error)),
+    };
+    settle(flags, &env, file, &path)
+}
+
+fn settle(
+    flags: &Global,
+    env: &dyn Fn(&str) -> Option<OsString>,
+    file: File,
+    path: &Path,
+) -> Result<Settings, Failure> {
+    let text = |flag: &Option<String>, name: &str, file: Option<String>, default: &str| match (flag, env(name)) {
+        (Some(value), _) => Ok(value.clone()),
+        (None, Some(value)) => value
+            .into_string()
+            .map_err(|value| Failure::new(Kind::Usage, format!("{name} is not valid UTF-8: {}", value.display()))),
+        (None, None) => Ok(file.unwrap_or_else(|| default.to_owned())),
+    };
+    let layers = [
+        ("the command line", flags.password_file.clone(), flags.key_file.clone()),
+        (
+            "the environment",
+            env("VIRTWARD_PASSWORD_FILE").map(PathBuf::from),
+            env("VIRTWARD_KEY_FILE").map(PathBuf::from),
+        ),
+        ("the configuration", file.password_file, file.key_file),
+    ];
+    let mut secret = SecretSource::Default(path.with_file_name(DEFAULT_KEY_NAME));
+    for (layer, password, key) in layers {
+        secret = match (password, key) {
+            (None, None) => continue,
+            (Some(path), None) => SecretSource::PasswordFile(path),
+            (None, Some(path)) => SecretSource::KeyFile(path),
+            (Some(_), Some(_)) => {
+                return Err(Failure::new(
+                    Kind::Usage,
+                    format!("{layer} names both a password file and a key file for the repository"),
+                )
+                .hint("name the one that opens it"));
+            }
+        };
+        break;
+    }
+    Ok(Settings {
+        repo: text(&flags.repo, "VIRTWARD_REPO", file.repo, DEFAULT_REPO)?,
+        connect: text(&flags.connect, "VIRTWARD_CONNECT", file.connect, DEFAULT_CONNECT)?,
+        secret,
+        runtime_dir: file.runtime_dir,
+        scratch_dir: file.scratch_dir,
+        backup: file.backup,
+    })
+}
+
+fn parse(path: &Path, text: &str) -> Result<File, Failure> {
+    let wrong = |offset: usize, what: &str| {
+        let line = 1 + text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count();
+        Failure::new(Kind::Usage, format!("{}, line {line}: {what}", path.display()))
+    };
+    let failed = |error: toml::de::Error| wrong(error.span().map_or(0, |span| span.start), error.message());
+    let table = DeTable::parse(text).map_err(failed)?;
+    check_keys("", table.get_ref(), &wrong)?;
+    toml::from_str(text).map_err(failed)
+}
+
+fn check_keys(section: &str, table: &DeTable<'_>, wrong: &dyn Fn(usize, &str) -> Failure) -> Result<(), Failure> {
+    let known = KEYS.iter().find(|(name, _)| *name == section).map_or(&[][..], |(_, keys)| keys);
+    for (key, value) in table {
+        let name = key.get_ref().as_ref();
+        if !known.contains(&name) {
+            let place = if section.is_empty() { String::new() } else { format!(" in [{section}]") };
+            let failure = wrong(key.span().start, &format!("unknown key {name:?}{place}"));
+            let near = pointref::nearest(name, known.iter().copied());
+            return Err(match near.first() {
+                Some(near) => failure.hint(format!("did you mean {near:?}?")),
+                None => failure.hint(format!("known keys: {}", known.join(", "))),
+            });
+        }
+        if let DeValue::Table(inner) = value.get_ref() {
+            check_keys(name, inner, wrong)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settled(flags: &Global, env: &[(&str, &str)], file: &str) -> Result<Settings, Failure> {
+        let path = Path::new("/etc/virtward/config.toml");
+        let env = |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value));
+        settle(flags, &env, parse(path, file)?, path)
+    }
+
+    #[test]
+    fn nothing_said_gives_the_defaults() {
+        let settings = settled(&Global::default(), &[], "").unwrap();
+        assert_eq!(settings.repo, "/var/lib/virtward/repo");
+        assert_eq!(settings.connect, "qemu:///system");
+        assert_eq!(settings.secret, SecretSource::Default("/etc/virtward/repo.key".into()));
+    }
+
+    #[test]
+    fn flag_beats_environment_beats_file() {
+        let file = "repo = \"/file\"\nconnect = \"test:///file\"\nkey-file = \"/file.key\"\n";
+        let env = [("VIRTWARD_REPO", "/env"), ("VIRTWARD_PASSWORD_FILE", "/env.pw")];
+        let from_file = settled(&Global::default(), &[], file).unwrap();
+        assert_eq!((from_file.repo.as_str(), from_file.connect.as_str()), ("/file", "test:///file"));
+        assert_eq!(from_file.secret, SecretSource::KeyFile("/file.key".into()));
+        let from_env = settled(&Global::default(), &env, file).unwrap();
+        assert_eq!((from_env.repo.as_str(), from_env.connect.as_str()), ("/env", "test:///file"));
+        assert_eq!(from_env.secret, SecretSource::PasswordFile("/env.pw".into()));
+        let flags = Global { repo: Some("/flag".into()), key_file: Some("/flag.key".into()), ..Global::default() };
+        let from_flags = settled(&flags, &env, file).unwrap();
+        assert_eq!(from_flags.repo, "/flag");
+        assert_eq!(from_flags.secret, SecretSource::KeyFile("/flag.key".into()));
+    }
+
+    #[test]
+    fn two_secrets_in_one_place_are_refused() {
+        let failure = settled(&Global::default(), &[], "key-file = \"/a\"\npassword-file = \"/b\"").unwrap_err();
+        assert_eq!(failure.kind, Kind::Usage);
+        assert!(failure.message.contains("both"), "{failure}");
+    }
+
+    #[test]
+    fn a_misspelt_key_is_named_with_its_line_and_the_key_that_was_meant() {
+        let text = "repo = \"/r\"\n\n[backup]\nbandwith = \"1MiB\"\n";
+        let failure = settled(&Global::default(), &[], text).unwrap_err();
+        assert_eq!(
+            failure.to_string(),
+            "error: /etc/virtward/config.toml, line 4: unknown key \"bandwith\" in [backup]\n\
+             hint: did you mean \"bandwidth\"?"
+        );
+        let failure = settled(&Global::default(), &[], "zzzzzzzzzz = 1").unwrap_err();
+        assert!(failure.hint.unwrap().starts_with("known keys: repo, connect"));
+    }
+
+    #[test]
+    fn wrong_values_and_wrong_syntax_name_their_line() {
+        for (text, line, word) in [
+            ("repo = \"a\"\nconnect = 3\n", 2, "string"),
+            ("[backup]\nbandwidth = \"fast\"\n", 2, "not a size"),
+            ("[backup]\nquiesce = \"maybe\"\n", 2, "maybe"),
+            ("repo = \n", 1, ""),
+            ("repo = \"a\"\nrepo = \"b\"\n", 2, "duplicate"),
+        ] {
+            let failure = settled(&Global::default(), &[], text).unwrap_err();
+            assert_eq!(failure.kind, Kind::Usage);
+            assert!(failure.message.contains(&format!("line {line}: ")), "{failure}");
+            assert!(failure.message.contains(word), "{failure}");
+        }
+    }
+
+    #[test]
+    fn backup_defaults_are_read() {
+        let text =
+            "[backup]\nbandwidth = \"100MiB\"\nquiesce = \"required\"\nagent-timeout-s = 3\nscratch-reserve = 1024";
+        let backup = settled(&Global::default(), &[], text).unwrap().backup;
+        assert_eq!(backup.bandwidth, Some(Bytes::mib(100)));
+        assert_eq!(backup.quiesce, Some(QuiesceRequest::Required));
+        assert_eq!(backup.agent_timeout_s, Some(3));
+        assert_eq!(backup.scratch_reserve, Some(Bytes(1024)));
+    }
+}

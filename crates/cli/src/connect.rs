@@ -1,0 +1,133 @@
+//! Opening what commands work on: the repository and the hypervisor. Blocking work leaves the async side here.
+
+use std::sync::Arc;
+
+use jiff::tz::TimeZone;
+use virtward_decide::pointref;
+use virtward_engine::{Dirs, Env};
+use virtward_hypervisor::{Hypervisor, libvirt::Libvirt};
+use virtward_model::RestorePoint;
+use virtward_repo::{Error as RepoError, Repository, Store, store};
+
+use crate::{
+    app::App,
+    exit::{Failure, Kind},
+    out, render, secret,
+};
+
+/// Runs blocking work on a thread of its own.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(Failure::new(Kind::Other, format!("a worker thread ended early: {error}"))),
+    }
+}
+
+/// The store of a repository, which is looked at before a secret is asked for: nobody likes typing a password for a path
+/// that is wrong. A repository that has lost its `config` still has its keys.
+pub fn store(app: &App) -> Result<Arc<dyn Store>, Failure> {
+    let location = app.settings.repo.clone();
+    let store = store::open(&location)?;
+    if matches!(store.exists("config"), Ok(false)) {
+        let mut keys = 0;
+        store.list("keys/", &mut |_| {
+            keys += 1;
+            Ok(())
+        })?;
+        if keys == 0 {
+            return Err(RepoError::NotARepository { location }.into());
+        }
+    }
+    Ok(store)
+}
+
+/// Opens the repository with whatever secret was named, lies in the default place, or is typed.
+pub async fn repository(app: &App) -> Result<Repository, Failure> {
+    let location = app.settings.repo.clone();
+    let store = self::store(app)?;
+    let found = secret::find(app)?;
+    let (first, by_default, origin) = (found.secret, found.by_default, found.origin);
+    let attempt = store.clone();
+    let opened = blocking(move || Ok(Repository::open(attempt, &first))).await?;
+    match opened {
+        Ok(repository) => Ok(repository),
+        Err(RepoError::WrongSecret { .. }) if by_default && out::can_ask() => {
+            app.progress.note(&format!("{origin} does not open {location}"));
+            let typed = secret::typed(&format!("Password of {location}: "))?;
+            blocking(move || Ok(Repository::open(store, &typed.secret)?)).await
+        }
+        Err(error @ RepoError::WrongSecret { .. }) => {
+            Err(Failure::from(error)
+                .hint(format!("{origin} was tried; virtward was told so by {}", told_by(by_default))))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn told_by(by_default: bool) -> &'static str {
+    match by_default {
+        true => "nothing: name another one with --password-file or --key-file",
+        false => "an option, the environment or the configuration",
+    }
+}
+
+/// Every restore point that can be read, oldest first. The others are warned of.
+pub async fn points(app: &App, repository: &Repository) -> Result<Vec<RestorePoint>, Failure> {
+    let repository = repository.clone();
+    let listing = blocking(move || Ok(repository.points()?)).await?;
+    for (object, error) in listing.unreadable {
+        app.progress.warn(&format!("restore point {object} cannot be read: {}", Failure::from(error).message));
+    }
+    Ok(listing.points)
+}
+
+/// The restore point that a person means; says which one it is where that is not obvious.
+pub fn point<'a>(app: &App, all: &'a [RestorePoint], text: &str) -> Result<&'a RestorePoint, Failure> {
+    if all.is_empty() {
+        return Err(Failure::new(Kind::NotFound, format!("there are no restore points in {}", app.settings.repo))
+            .hint("virtward backup run makes one"));
+    }
+    let resolved = pointref::resolve(all, text, &TimeZone::system())?;
+    let point = resolved.point;
+    if text.contains('@') {
+        let taken = render::exact_time(point.taken);
+        app.progress.note(&format!("{text} is {} of {}, taken {taken}", pointref::short_id(all, point), point.vm));
+    }
+    if let Some(note) = resolved.note {
+        app.progress.warn(&note);
+    }
+    Ok(point)
+}
+
+/// Connects to libvirt.
+pub async fn hypervisor(app: &App) -> Result<Arc<dyn Hypervisor>, Failure> {
+    let uri = &app.settings.connect;
+    let connecting = Libvirt::connect(uri);
+    tokio::select! {
+        connected = connecting => match connected {
+            Ok(libvirt) => Ok(Arc::new(libvirt)),
+            Err(error) => {
+                let inner = Failure::from(error);
+                Err(Failure { message: format!("cannot reach the hypervisor at {uri}: {}", inner.message), ..inner })
+            }
+        },
+        () = app.cancel.cancelled() => Err(Failure::new(Kind::Cancelled, "cancelled")),
+    }
+}
+
+/// What a job needs.
+pub fn env(app: &App, hypervisor: Arc<dyn Hypervisor>) -> Env {
+    let defaults = Dirs::default();
+    let guard = std::env::current_exe().ok().and_then(|program| program.into_os_string().into_string().ok());
+    Env {
+        hypervisor,
+        uri: app.settings.connect.clone(),
+        dirs: Dirs {
+            runtime: app.settings.runtime_dir.clone().unwrap_or(defaults.runtime),
+            scratch: app.settings.scratch_dir.clone().unwrap_or(defaults.scratch),
+        },
+        thaw_guard: guard.map(|program| vec![program, "internal".into(), "thaw-guard".into()]),
+    }
+}
