@@ -175,8 +175,11 @@ pub struct DiskRecord {
     pub source: String,
     /// Root of the tree of manifest pages: hex of the page's id, empty when the whole disk reads as zeros.
     pub root: String,
-    /// Bytes read from the source in this run.
+    /// Bytes read from the source in this run to be kept.
     pub read_bytes: u64,
+    /// Bytes re-read in regions that tracking calls clean, to check the tracking.
+    #[serde(default)]
+    pub sampled_bytes: u64,
     /// Bytes (before compression) that the repository did not have.
     pub new_bytes: u64,
     /// Bytes that this run added to the repository for this disk, after compression and encryption.

@@ -93,7 +93,7 @@ impl Default for BackupOptions {
             exclude_disks: Vec::new(),
             tags: Vec::new(),
             scratch_reserve: Bytes::mib(512),
-            sample_regions: 8,
+            sample_regions: 4,
             threads: 0,
         }
     }
