@@ -73,6 +73,12 @@ Examples:
     /// Make, use and remove guests.
     #[command(subcommand)]
     Vm(VmCommand),
+    /// Back up, change, destroy and restore real guests, told as a story; DEMO_KEEP=1 leaves everything in place
+    Demo {
+        /// The `virtward` binary
+        #[arg(long, default_value = "target/release/virtward")]
+        virtward: std::path::PathBuf,
+    },
     /// The first process of a host. Started by `up`; of no use by hand.
     #[command(hide = true)]
     HostInit {

@@ -66,7 +66,7 @@ impl Spec {
                 bail!("{label}: {} of data do not fit on {}; at most {} do", Bytes(*fill), Bytes(*size), Bytes(room));
             }
         }
-        if self.size.get() % 512 != 0 {
+        if !self.size.get().is_multiple_of(512) {
             bail!("{}: {} bytes are not a whole number of 512-byte sectors", self.label, self.size.get());
         }
         Ok(())
@@ -269,7 +269,7 @@ mod tests {
         let volumes = spec.volumes();
         assert_eq!(volumes.iter().map(|v| v.2).sum::<u64>(), 100 << 20);
         assert!(volumes.iter().map(|v| v.1).sum::<u64>() + 2 * PARTITION_ALIGN <= 1 << 30);
-        assert!(volumes.iter().all(|v| v.1 % PARTITION_ALIGN == 0));
+        assert!(volumes.iter().all(|v| v.1.is_multiple_of(PARTITION_ALIGN)));
         assert_eq!(volumes[1].0, "data-p2");
     }
 }

@@ -60,12 +60,12 @@ impl<'a> HostRef<'a> {
 
     /// The keeper's process, when the host has power.
     pub fn keeper(self) -> Option<i32> {
-        self.members().from_pid_file(&self.lab.host_run_dir(self.host).join("keeper.pid"))
+        self.members().pid_in_file(&self.lab.host_run_dir(self.host).join("keeper.pid"))
     }
 
     /// The process of the host's libvirtd, when it runs.
     pub fn libvirtd(self) -> Option<i32> {
-        self.members().from_pid_file(&self.lab.host_run_dir(self.host).join("libvirt/libvirtd.pid"))
+        self.members().pid_in_file(&self.lab.host_run_dir(self.host).join("libvirt/libvirtd.pid"))
     }
 
     /// Writes the host's directories and configuration. Done once; what libvirt adds later stays, as on a disk.

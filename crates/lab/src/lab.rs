@@ -300,9 +300,7 @@ impl Status {
             text.push_str(&format!("  etcd: {}\n", etcd.endpoints.join(" ")));
         }
         for p in &self.partitions {
-            let peer = p.from.as_ref().map_or("everybody", HostName::as_str);
-            let arrow = if p.one_way { "is not heard by" } else { "is cut off from" };
-            text.push_str(&format!("  partition: {} {arrow} {peer}\n", p.host));
+            text.push_str(&format!("  partition: {p}\n"));
         }
         if self.answers_default_uri {
             text.push_str("  qemu:///system on this machine is h1, as there is no other libvirt here\n");

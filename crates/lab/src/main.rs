@@ -6,6 +6,7 @@
 mod agent;
 mod capabilities;
 mod cli;
+mod demo;
 mod disk;
 mod etcd;
 mod fill;
@@ -90,6 +91,7 @@ fn perform(cli: &Cli) -> Result<u8> {
         }
         Command::Net(NetCommand::Limit { host, rate }) => limit(cli, host, rate)?,
         Command::Vm(command) => return vm_command(cli, command),
+        Command::Demo { virtward } => demo::run(virtward)?,
         Command::HostInit { host } => {
             // `up` calls this before the lab is complete.
             let lab = Lab::find(name)?.with_context(|| format!("lab {name} is not there"))?;
@@ -143,16 +145,13 @@ fn partition(cli: &Cli, args: &PartitionArgs) -> Result<()> {
         }
     }
     let fault = Fault { host: args.host.clone(), from: args.from.clone(), one_way: args.one_way };
+    let text = format!("{fault}; undo with: virtward-lab heal");
     if !lab.faults.contains(&fault) {
         lab.faults.push(fault);
     }
     net::apply_faults(&lab)?;
     lab.save()?;
-    print(cli, &json!({"partitions": lab.faults}), || {
-        let peer = args.from.as_ref().map_or("everybody", HostName::as_str);
-        let how = if args.one_way { "is not heard by" } else { "is cut off from" };
-        format!("host {} {how} {peer}; undo with: virtward-lab heal", args.host)
-    })
+    print(cli, &json!({"partitions": lab.faults}), || text)
 }
 
 fn limit(cli: &Cli, host: &HostName, rate: &net::Rate) -> Result<()> {

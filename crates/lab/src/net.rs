@@ -4,7 +4,7 @@
 //! Inside a host, `br0` has the address and the uplink `eth0`; guests are put on `br0`, as on a real host. Partitions
 //! act on what the host itself sends and receives, not on what its guests do.
 
-use std::{collections::BTreeSet, fmt::Write, fs, net::Ipv4Addr, str::FromStr};
+use std::{collections::BTreeSet, fmt::Write, fs, net::Ipv4Addr, path::Path, str::FromStr};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -124,18 +124,19 @@ pub fn set_port(lab: &Lab, host: &Host, up: bool) -> Result<()> {
 pub fn remove_all(name: &LabName) -> Result<()> {
     for link in links()? {
         if link.ifalias == alias(name) {
+            let removed = run("ip", &["link", "del", &link.ifname]);
             // A veth end goes with its other end, which may have been removed a moment ago.
-            if let Err(e) = run("ip", &["link", "del", &link.ifname]) {
-                if links()?.iter().any(|l| l.ifname == link.ifname) {
-                    return Err(e);
-                }
-            }
+            removed.map(drop).or_else(|e| if exists(&link.ifname) { Err(e) } else { Ok(()) })?;
         }
     }
     for netns in namespaces(name) {
         run("ip", &["netns", "del", &netns])?;
     }
     Ok(())
+}
+
+fn exists(link: &str) -> bool {
+    Path::new("/sys/class/net").join(link).exists()
 }
 
 /// The network namespaces of a lab.

@@ -87,7 +87,7 @@ impl Membership {
     }
 
     /// The process whose number is in a pid file, if it belongs to the host and lives.
-    pub fn from_pid_file(&self, path: &Path) -> Option<i32> {
+    pub fn pid_in_file(&self, path: &Path) -> Option<i32> {
         let pid = fs::read_to_string(path).ok()?.trim().parse().ok()?;
         (self.holds(pid) && !is_zombie(pid)).then_some(pid)
     }

@@ -4,6 +4,7 @@
 //! never stored; it is seen in the processes (`proc`), so a crash cannot make the state lie.
 
 use std::{
+    fmt,
     fs::{self, File, OpenOptions},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -64,6 +65,13 @@ pub struct Fault {
     pub from: Option<HostName>,
     /// Whether only what `host` sends is lost.
     pub one_way: bool,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (how, all) = if self.one_way { ("is not heard by", "anybody") } else { ("is cut off from", "everybody") };
+        write!(f, "{} {how} {}", self.host, self.from.as_ref().map_or(all, HostName::as_str))
+    }
 }
 
 impl Lab {

@@ -21,7 +21,7 @@ use crate::{
     disk,
     host::HostRef,
     names::VmName,
-    state::{Lab, VAR_ROOT, write_atomically},
+    state::{Lab, write_atomically},
     virsh::Virsh,
 };
 
@@ -320,32 +320,37 @@ fn is_up(virsh: &Virsh, vm: &VmName, agent: bool) -> Result<bool> {
     Ok(written.unwrap_or(0) > 0)
 }
 
-/// Stops a guest at once, undefines it everywhere, and deletes those of its disks that the lab made.
+/// Stops a guest at once, undefines it wherever it is, and deletes those of its disks that the lab made.
 pub fn remove(lab: &Lab, vm: &VmName) -> Result<()> {
-    let mut found = false;
-    while let Some((virsh, place)) = find(lab, vm) {
-        found = true;
+    let places: Vec<VmStatus> = list(lab).into_iter().filter(|v| v.name == vm.as_str()).collect();
+    if places.is_empty() {
+        bail!("no host of lab {} has a guest {vm}", lab.name);
+    }
+    for place in places {
+        let Some(host) = lab.hosts.iter().find(|h| h.name.as_str() == place.host) else { continue };
+        let virsh = HostRef::new(lab, host).virsh();
         let disks = virsh.call(&["domblklist", vm.as_str(), "--details"])?;
         if place.state != "shut off" {
             virsh.call(&["destroy", vm.as_str()])?;
         }
-        let undefine =
-            ["undefine", vm.as_str(), "--managed-save", "--snapshots-metadata", "--checkpoints-metadata", "--nvram"];
-        // A transient guest is gone with its end.
-        if find(lab, vm).is_some_and(|(_, left)| left.host == place.host) {
-            virsh.call(&undefine)?;
+        let keep_nothing = ["--managed-save", "--snapshots-metadata", "--checkpoints-metadata", "--nvram"];
+        match virsh.call(&[&["undefine", vm.as_str()][..], &keep_nothing].concat()) {
+            // A transient guest is gone with its end.
+            Err(error) if !format!("{error:#}").contains("failed to get domain") => return Err(error),
+            _ => delete_disks(lab, &disks),
         }
-        // Columns: type, device, target, source; a path may hold blanks.
-        for line in disks.lines() {
-            let Some(at) = line.find('/') else { continue };
-            let path = Path::new(line[at..].trim_end());
-            if path.starts_with(Path::new(VAR_ROOT).join(lab.name.as_str())) {
-                let _ = fs::remove_file(path);
-            }
-        }
-    }
-    if !found {
-        bail!("no host of lab {} has a guest {vm}", lab.name);
     }
     Ok(())
+}
+
+/// Deletes what `domblklist` named (columns: type, device, target, source) inside the lab's own storage.
+fn delete_disks(lab: &Lab, listed: &str) {
+    for line in listed.lines() {
+        // The path is the last column and may hold blanks.
+        let Some(at) = line.find('/') else { continue };
+        let path = Path::new(line[at..].trim_end());
+        if path.starts_with(Lab::var_dir(&lab.name)) {
+            let _ = fs::remove_file(path);
+        }
+    }
 }
