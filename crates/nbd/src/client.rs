@@ -367,7 +367,7 @@ impl Client {
         }
         let block = u64::from(info.block_min);
         let to_end = offset + length == info.size_bytes;
-        if offset % block != 0 || !(length % block == 0 || to_end) {
+        if !offset.is_multiple_of(block) || !(length.is_multiple_of(block) || to_end) {
             return Err(Error::Unaligned { offset, length, block: info.block_min });
         }
         Ok(())

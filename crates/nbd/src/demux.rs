@@ -500,3 +500,6 @@ fn clip(mut pairs: Vec<(u64, u64)>, length: u64) -> Result<Vec<(u64, u64)>, Viol
 fn violation(what: impl Into<String>) -> Violation {
     Violation(what.into())
 }
+
+#[cfg(test)]
+mod tests;

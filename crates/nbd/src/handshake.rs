@@ -477,3 +477,6 @@ fn unexpected(reply: &OptionReply) -> Error {
         option::name(reply.option)
     ))
 }
+
+#[cfg(test)]
+mod tests;

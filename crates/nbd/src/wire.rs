@@ -258,7 +258,7 @@ pub(crate) fn decode_status_chunk(kind: u16, mut body: &[u8]) -> Option<(u32, Ve
         let count = body.try_get_u32().ok()? as usize;
         (count.checked_mul(16)? == body.len()).then_some(count)?
     } else {
-        (body.len() % 8 == 0).then_some(body.len() / 8)?
+        body.len().is_multiple_of(8).then_some(body.len() / 8)?
     };
     let mut pairs = Vec::with_capacity(count);
     for _ in 0..count {
