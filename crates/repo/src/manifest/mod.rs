@@ -1,0 +1,9 @@
+//! What a restore point holds: its record ([`point`]) and, per disk, a tree of pages ([`page`], [`tree`], [`edit`]).
+
+pub mod edit;
+pub mod page;
+pub mod point;
+pub mod tree;
+
+pub use page::{FANOUT, Page, Ref};
+pub use tree::Tree;

@@ -1,0 +1,116 @@
+//! Chunk to record and back: probe, compress, and the reverse with the length known beforehand.
+
+use std::cell::RefCell;
+
+use serde::{Deserialize, Serialize};
+
+use super::Encoding;
+use crate::format::{CHUNK_BYTES_MAX, Malformed};
+
+/// How new chunks are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// Not at all.
+    Off,
+    /// LZ4: less CPU, larger.
+    Lz4,
+    /// Zstandard at a level.
+    Zstd(i32),
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self::Zstd(1)
+    }
+}
+
+thread_local! {
+    static DECODER: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+/// A compressor of one thread.
+pub struct Compressor {
+    mode: Compression,
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+}
+
+/// A chunk is kept plain unless compression saves at least one part in this many.
+const WORTH_PARTS: usize = 32;
+
+impl Compressor {
+    /// For a mode; levels out of range are clamped.
+    pub fn new(mode: Compression) -> Self {
+        let zstd = match mode {
+            Compression::Zstd(level) => zstd::bulk::Compressor::new(level.clamp(-7, 19)).ok(),
+            _ => None,
+        };
+        Self { mode, zstd }
+    }
+
+    /// Compresses into `out` (cleared first); if the result is not worth it, `out` is the plain chunk.
+    pub fn compress(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Encoding {
+        out.clear();
+        let limit = chunk.len() - chunk.len() / WORTH_PARTS;
+        let done = match (self.mode, &mut self.zstd) {
+            (Compression::Zstd(_), Some(zstd)) => {
+                // Room for the worst case and for the tag, so that neither this nor sealing moves the buffer.
+                out.reserve(zstd::zstd_safe::compress_bound(chunk.len()) + 64);
+                zstd.compress_to_buffer(chunk, out).ok().map(|_| Encoding::Zstd)
+            }
+            (Compression::Lz4, _) => {
+                out.resize(lz4_flex::block::get_maximum_output_size(chunk.len()), 0);
+                lz4_flex::block::compress_into(chunk, out).ok().map(|len| {
+                    out.truncate(len);
+                    Encoding::Lz4
+                })
+            }
+            _ => None,
+        };
+        match done {
+            Some(encoding) if out.len() < limit => encoding,
+            _ => {
+                out.clear();
+                out.extend_from_slice(chunk);
+                Encoding::Plain
+            }
+        }
+    }
+}
+
+/// Decodes into `out`, which is exactly `plain` long afterwards.
+pub fn decompress(encoding: Encoding, stored: &[u8], plain: u32, out: &mut Vec<u8>) -> Result<(), Malformed> {
+    const BAD: Malformed = Malformed("a chunk does not decompress");
+    let plain = plain.min(CHUNK_BYTES_MAX) as usize;
+    match encoding {
+        Encoding::Plain => {
+            out.clear();
+            out.extend_from_slice(stored);
+        }
+        Encoding::Lz4 => {
+            out.resize(plain, 0);
+            let len = lz4_flex::block::decompress_into(stored, out).map_err(|_| BAD)?;
+            out.truncate(len);
+        }
+        Encoding::Zstd => {
+            out.clear();
+            out.reserve(plain);
+            DECODER.with_borrow_mut(|decoder| -> Result<(), Malformed> {
+                if decoder.is_none() {
+                    *decoder = Some(zstd::bulk::Decompressor::new().map_err(|_| BAD)?);
+                }
+                let decoder = decoder.as_mut().ok_or(BAD)?;
+                decoder.decompress_to_buffer(stored, out).map_err(|_| BAD)?;
+                Ok(())
+            })?;
+        }
+    }
+    if out.len() == plain { Ok(()) } else { Err(BAD) }
+}
+
+/// Whether every byte is zero.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // Most chunks that are not zero say so early.
+    let (head, tail) = bytes.split_at(bytes.len().min(64));
+    head.iter().all(|b| *b == 0) && tail.chunks(4096).all(|block| block.iter().fold(0, |acc, b| acc | b) == 0)
+}

@@ -1,0 +1,178 @@
+//! Restore points of an open repository: list, look up, delete, attachments, and the figures of `repo info`.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use virtward_model::{DiskRecord, PointId, RestorePoint};
+
+use crate::{
+    error::{Error, Result},
+    format::names,
+    keys::KeyInfo,
+    manifest::point::{self, Attachment, PointRecord},
+    pack::PackClass,
+    repository::Repository,
+    store::put_new,
+    util::lock,
+};
+
+/// All restore points that can be read, and those that cannot.
+#[derive(Clone, Debug, Default)]
+pub struct PointList {
+    /// Sorted by the instant of the cut, oldest first.
+    pub points: Vec<RestorePoint>,
+    /// Name of the object, and why it cannot be read.
+    pub unreadable: Vec<(String, Error)>,
+}
+
+/// Figures of a repository.
+#[derive(Clone, Debug, Serialize)]
+pub struct Info {
+    /// Identity.
+    pub id: String,
+    /// Where it is.
+    pub location: String,
+    /// Format.
+    pub format: u32,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Number of restore points.
+    pub points: u64,
+    /// Restore points that cannot be read.
+    pub unreadable_points: u64,
+    /// Number of packs, of data and of metadata.
+    pub packs: u64,
+    /// Bytes of all objects.
+    pub bytes: u64,
+    /// Distinct chunks.
+    pub chunks: u64,
+    /// Bytes of the distinct chunks before compression.
+    pub chunk_bytes: u64,
+    /// Bytes of the distinct chunks as stored.
+    pub chunk_stored_bytes: u64,
+    /// Bytes of all disks of all restore points that are not zero.
+    pub data_bytes: u64,
+    /// `data_bytes / chunk_bytes`: how often the average chunk is used.
+    pub dedup_ratio: f64,
+    /// `chunk_bytes / chunk_stored_bytes`.
+    pub compression_ratio: f64,
+    /// Key slots.
+    pub keys: Vec<KeyInfo>,
+}
+
+impl Repository {
+    /// Every restore point, oldest first.
+    pub fn points(&self) -> Result<PointList> {
+        let mut listed = Vec::new();
+        self.inner.store.list(names::POINTS, &mut |object| {
+            listed.push(object.name);
+            Ok(())
+        })?;
+        let mut list = PointList::default();
+        for name in listed {
+            let record = match names::leaf(&name).parse() {
+                Ok(id) => self.record(id),
+                Err(e) => Err(Error::damaged(&*name, format!("its name is not that of a restore point: {e}"))),
+            };
+            match record {
+                Ok(record) => list.points.push(record.point.clone()),
+                Err(Error::NoPoint { .. }) => {} // Deleted since the listing.
+                Err(e @ (Error::Io { .. } | Error::PermissionDenied { .. })) => return Err(e),
+                Err(e) => list.unreadable.push((name, e)),
+            }
+        }
+        list.points.sort_by_key(|p| (p.taken, p.id));
+        list.unreadable.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(list)
+    }
+
+    /// One restore point.
+    pub fn point(&self, id: PointId) -> Result<RestorePoint> {
+        self.record(id).map(|record| record.point.clone())
+    }
+
+    pub(crate) fn record(&self, id: PointId) -> Result<Arc<PointRecord>> {
+        if let Some(record) = lock(&self.inner.points).get(&id) {
+            return Ok(record.clone());
+        }
+        let bytes = match self.inner.get_small(&names::point(id)) {
+            Err(Error::Missing { .. }) => return Err(Error::NoPoint { id }),
+            other => other?,
+        };
+        let record = Arc::new(point::open(&self.inner.ring, id, &bytes)?);
+        lock(&self.inner.points).insert(id, record.clone());
+        Ok(record)
+    }
+
+    /// Whether a listed restore point has a disk with this root. Looked up in the store, not in a cache: this is what
+    /// makes it safe to build on the root.
+    pub(crate) fn is_live_root(&self, disk: &DiskRecord) -> Result<bool> {
+        let live = self.points()?;
+        Ok(live.points.iter().flat_map(|p| &p.disks).any(|d| d.root == disk.root && d.size_bytes == disk.size_bytes))
+    }
+
+    /// The attachments of a restore point.
+    pub fn attachments(&self, id: PointId) -> Result<Vec<Attachment>> {
+        let record = self.record(id)?;
+        let mut stream = Vec::new();
+        for chunk in &record.attachments.chunks {
+            stream.extend_from_slice(&self.inner.read_record(chunk)?);
+        }
+        point::decode_attachments(&stream).map_err(|e| e.at(names::point(id)))
+    }
+
+    /// Deletes a restore point. Its object goes to the trash, from where it can be recovered until the space is
+    /// collected; what only it referred to becomes garbage.
+    pub fn delete_point(&self, id: PointId) -> Result<()> {
+        let name = names::point(id);
+        let bytes = match self.inner.get_small(&name) {
+            Err(Error::Missing { .. }) => return Err(Error::NoPoint { id }),
+            other => other?,
+        };
+        put_new(&*self.inner.store, &names::trash(id), &bytes)?;
+        self.inner.store.delete(&name)?;
+        lock(&self.inner.points).remove(&id);
+        Ok(())
+    }
+
+    /// The figures of the repository. Reads the whole index.
+    pub fn info(&self) -> Result<Info> {
+        let list = self.points()?;
+        let state = self.inner.index.refresh()?;
+        let (mut chunks, mut chunk_bytes, mut chunk_stored_bytes) = (0, 0, 0);
+        for segment in &state.segments {
+            self.inner.index.read_segment(segment, &mut |e| {
+                if segment.packs[e.pack as usize].header.class == PackClass::Data {
+                    chunks += 1;
+                    chunk_bytes += u64::from(e.entry.plain);
+                    chunk_stored_bytes += u64::from(e.entry.stored);
+                }
+            })?;
+        }
+        let mut bytes = 0;
+        self.inner.store.list("", &mut |object| {
+            bytes += object.bytes;
+            Ok(())
+        })?;
+        let data_bytes = list.points.iter().flat_map(|p| &p.disks).map(|d| d.data_bytes).sum();
+        let ratio = |a: u64, b: u64| if b == 0 { 1.0 } else { a as f64 / b as f64 };
+        Ok(Info {
+            id: self.id(),
+            location: self.inner.store.location(),
+            format: self.inner.config.format,
+            created: self.inner.config.created,
+            points: list.points.len() as u64,
+            unreadable_points: list.unreadable.len() as u64,
+            packs: state.packs().len() as u64,
+            bytes,
+            chunks,
+            chunk_bytes,
+            chunk_stored_bytes,
+            data_bytes,
+            dedup_ratio: ratio(data_bytes, chunk_bytes),
+            compression_ratio: ratio(chunk_bytes, chunk_stored_bytes),
+            keys: self.list_keys()?,
+        })
+    }
+}

@@ -1,0 +1,234 @@
+//! Copying a whole disk out: many fetches in flight, decoding on all cores, writing only what is not zero.
+//!
+//! Chunks are planned in windows of the disk, sorted by their place in packs, and neighbours are fetched together. A
+//! chunk that occurs more than once in a window is fetched and decoded once.
+
+use std::{
+    collections::{HashMap, VecDeque, hash_map},
+    io,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use super::DiskReader;
+use crate::{
+    error::{Error, Result},
+    format::ChunkId,
+    index::Location,
+    manifest::FANOUT,
+    pack::{Entry, PackInfo, read::decode_record},
+    progress::Progress,
+    util::{Permits, default_threads, lock},
+};
+
+/// Longest range fetched at once.
+const FETCH_BYTES_MAX: u64 = 4 << 20;
+/// Unwanted bytes between two chunks that are fetched along with them.
+const GAP_BYTES_MAX: u64 = 128 << 10;
+/// Leaf pages planned at once.
+const WINDOW_LEAVES: usize = 4;
+
+/// How to copy a disk out.
+#[derive(Clone, Default)]
+pub struct RestoreOptions<'a> {
+    /// Threads that decode at the same time; 0 is one per core.
+    pub threads: usize,
+    /// Fetches in flight; 0 is 16.
+    pub in_flight: usize,
+    /// Raised to end with [`Error::Cancelled`].
+    pub cancel: Option<&'a AtomicBool>,
+    /// Told of every byte written.
+    pub progress: Option<&'a dyn Progress>,
+}
+
+/// What a copy did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RestoreStats {
+    /// Bytes given to the sink.
+    pub written_bytes: u64,
+    /// Bytes fetched from the store.
+    pub fetched_bytes: u64,
+    /// Ranges fetched.
+    pub fetches: u64,
+}
+
+/// Neighbouring records of one pack, with the chunks of the disk that each serves.
+struct Group {
+    pack: Arc<PackInfo>,
+    begin: u64,
+    end: u64,
+    records: Vec<(Entry, Vec<u64>)>,
+}
+
+struct Copy<'a, S: ?Sized> {
+    reader: &'a DiskReader,
+    sink: &'a S,
+    options: &'a RestoreOptions<'a>,
+    plan: Mutex<Plan>,
+    permits: Permits,
+    failed: OnceLock<Error>,
+    written: AtomicU64,
+    fetched: AtomicU64,
+    fetches: AtomicU64,
+}
+
+#[derive(Default)]
+struct Plan {
+    next_leaf: u64,
+    groups: VecDeque<Group>,
+}
+
+impl DiskReader {
+    /// Gives every chunk that is not zero to `sink`, in no particular order, from several threads at once. What is not
+    /// given is zero.
+    pub fn copy_to<S>(&self, sink: &S, options: &RestoreOptions<'_>) -> Result<RestoreStats>
+    where
+        S: Fn(u64, &[u8]) -> io::Result<()> + Sync + ?Sized,
+    {
+        let threads = if options.threads == 0 { default_threads() } else { options.threads };
+        let in_flight = if options.in_flight == 0 { 16 } else { options.in_flight }.clamp(1, 256);
+        let copy = Copy {
+            reader: self,
+            sink,
+            options,
+            plan: Mutex::default(),
+            permits: Permits::new(threads),
+            failed: OnceLock::new(),
+            written: AtomicU64::new(0),
+            fetched: AtomicU64::new(0),
+            fetches: AtomicU64::new(0),
+        };
+        if let Some(progress) = options.progress {
+            progress.total(self.data_bytes()?);
+        }
+        std::thread::scope(|scope| {
+            for _ in 0..in_flight {
+                scope.spawn(|| {
+                    if let Err(e) = copy.work() {
+                        let _ = copy.failed.set(e);
+                    }
+                });
+            }
+        });
+        let stats = RestoreStats {
+            written_bytes: copy.written.load(Relaxed),
+            fetched_bytes: copy.fetched.load(Relaxed),
+            fetches: copy.fetches.load(Relaxed),
+        };
+        copy.failed.into_inner().map_or(Ok(stats), Err)
+    }
+}
+
+impl<S: Fn(u64, &[u8]) -> io::Result<()> + Sync + ?Sized> Copy<'_, S> {
+    fn work(&self) -> Result<()> {
+        let (mut sealed, mut plain) = (Vec::new(), Vec::new());
+        while let Some(group) = self.next()? {
+            match self.copy_group(&group, &mut sealed, &mut plain) {
+                // Repacked since it was planned: each chunk is looked up anew.
+                Err(Error::Missing { .. }) => self.copy_singly(&group)?,
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    fn status(&self) -> Result<()> {
+        let raised = |flag: Option<&AtomicBool>| flag.is_some_and(|c| c.load(Relaxed));
+        if raised(self.options.cancel) || self.options.progress.is_some_and(|p| p.is_cancelled()) {
+            return Err(Error::Cancelled);
+        }
+        Ok(())
+    }
+
+    fn next(&self) -> Result<Option<Group>> {
+        self.status()?;
+        if self.failed.get().is_some() {
+            return Ok(None);
+        }
+        let mut plan = lock(&self.plan);
+        if plan.groups.is_empty() {
+            self.plan_window(&mut plan)?;
+        }
+        Ok(plan.groups.pop_front())
+    }
+
+    fn plan_window(&self, plan: &mut Plan) -> Result<()> {
+        let DiskReader { tree, repo, .. } = self.reader;
+        let mut uses: HashMap<ChunkId, Vec<u64>> = HashMap::new();
+        let mut places: Vec<Location> = Vec::new();
+        for _ in 0..WINDOW_LEAVES {
+            let Some((leaf, page)) = tree.next_leaf(&*repo.inner, plan.next_leaf)? else { break };
+            plan.next_leaf = leaf + 1;
+            for (place, r) in page.refs.iter().enumerate() {
+                let index = leaf * FANOUT + place as u64;
+                let Some(r) = r.filter(|_| index < tree.chunks) else { continue };
+                match uses.entry(r.id) {
+                    hash_map::Entry::Occupied(mut seen) => seen.get_mut().push(index),
+                    hash_map::Entry::Vacant(new) => {
+                        places.push(repo.inner.index.locate(&r.id)?);
+                        new.insert(vec![index]);
+                    }
+                }
+            }
+        }
+        places.sort_by_key(|p| (p.pack.id(), p.entry.offset));
+        for Location { pack, entry } in places {
+            let indexes = uses.remove(&entry.id).unwrap_or_default();
+            let (begin, end) = (u64::from(entry.offset), u64::from(entry.offset) + u64::from(entry.stored));
+            match plan.groups.back_mut() {
+                Some(group)
+                    if group.pack.id() == pack.id()
+                        && begin <= group.end + GAP_BYTES_MAX
+                        && end - group.begin <= FETCH_BYTES_MAX =>
+                {
+                    group.end = end;
+                    group.records.push((entry, indexes));
+                }
+                _ => plan.groups.push_back(Group { pack, begin, end, records: vec![(entry, indexes)] }),
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_group(&self, group: &Group, sealed: &mut Vec<u8>, plain: &mut Vec<u8>) -> Result<()> {
+        let inner = &*self.reader.repo.inner;
+        let name = group.pack.name();
+        sealed.resize((group.end - group.begin) as usize, 0);
+        inner.store.read_range(&name, group.begin, sealed)?;
+        self.fetched.fetch_add(sealed.len() as u64, Relaxed);
+        self.fetches.fetch_add(1, Relaxed);
+        let sealer = inner.sealer(&group.pack)?;
+        for (entry, indexes) in &group.records {
+            let begin = (u64::from(entry.offset) - group.begin) as usize;
+            let record = &mut sealed[begin..begin + entry.stored as usize];
+            self.permits
+                .with(|| decode_record(&inner.ring, &group.pack.header, &sealer, entry, record, plain))
+                .map_err(|e| e.at(&*name))?;
+            indexes.iter().try_for_each(|index| self.give(*index, plain))?;
+        }
+        Ok(())
+    }
+
+    fn copy_singly(&self, group: &Group) -> Result<()> {
+        for (entry, indexes) in &group.records {
+            let plain = self.reader.repo.inner.read_record(&entry.id)?;
+            indexes.iter().try_for_each(|index| self.give(*index, &plain))?;
+        }
+        Ok(())
+    }
+
+    fn give(&self, index: u64, plain: &[u8]) -> Result<()> {
+        self.status()?;
+        let offset = index * u64::from(self.reader.chunk_bytes);
+        let room = (self.reader.size_bytes - offset).min(u64::from(self.reader.chunk_bytes)) as usize;
+        let bytes = &plain[..plain.len().min(room)];
+        (self.sink)(offset, bytes).map_err(|e| Error::io("write", "the restored disk", e))?;
+        self.written.fetch_add(bytes.len() as u64, Relaxed);
+        if let Some(progress) = self.options.progress {
+            progress.advance(room as u64);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,170 @@
+//! Reading a disk of a restore point: at random, as a list of extents, or all of it in parallel.
+//!
+//! Every chunk is authenticated, decompressed and hashed again before its bytes are given out.
+
+mod copy;
+
+use std::sync::{Arc, Mutex};
+
+use virtward_model::DiskRecord;
+
+pub use copy::{RestoreOptions, RestoreStats};
+
+use crate::{
+    error::{Error, Result},
+    format::ChunkId,
+    manifest::{FANOUT, Tree},
+    repository::Repository,
+    util::{Cache, lock},
+};
+
+/// Chunks kept decoded for random access, per generation.
+const CACHED_CHUNKS: usize = 8;
+
+/// A disk of a restore point, opened for reading.
+pub struct DiskReader {
+    repo: Repository,
+    tree: Tree,
+    size_bytes: u64,
+    chunk_bytes: u32,
+    chunks: Mutex<Cache<ChunkId, Arc<Vec<u8>>>>,
+}
+
+/// A range of a disk that may hold data; everything between extents is zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Offset in bytes.
+    pub offset: u64,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+impl Repository {
+    /// Opens a disk of a restore point.
+    pub fn disk(&self, disk: &DiskRecord) -> Result<DiskReader> {
+        let tree = Tree::parse(&disk.root, disk.size_bytes, disk.chunk_bytes)?;
+        Ok(DiskReader {
+            repo: self.clone(),
+            tree,
+            size_bytes: disk.size_bytes,
+            chunk_bytes: disk.chunk_bytes,
+            chunks: Mutex::new(Cache::new(CACHED_CHUNKS)),
+        })
+    }
+}
+
+impl DiskReader {
+    /// Virtual size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+    /// Chunk size in bytes.
+    pub fn chunk_bytes(&self) -> u32 {
+        self.chunk_bytes
+    }
+
+    /// Fills `buf` from `offset`; the range must be inside the disk.
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let end = offset.checked_add(buf.len() as u64);
+        if end.is_none_or(|end| end > self.size_bytes) {
+            let what = format!("{} bytes at {offset} of a disk of {} bytes", buf.len(), self.size_bytes);
+            return Err(Error::Misuse { what: format!("read outside the disk: {what}") });
+        }
+        let chunk_bytes = u64::from(self.chunk_bytes);
+        let (mut at, mut rest) = (offset, buf);
+        while !rest.is_empty() {
+            let within = (at % chunk_bytes) as usize;
+            let len = rest.len().min(chunk_bytes as usize - within);
+            let (part, tail) = rest.split_at_mut(len);
+            part.fill(0);
+            if let Some(id) = self.tree.chunk(&*self.repo.inner, at / chunk_bytes)? {
+                let chunk = self.chunk(&id)?;
+                if let Some(stored) = chunk.get(within..) {
+                    let stored = &stored[..stored.len().min(len)];
+                    part[..stored.len()].copy_from_slice(stored);
+                }
+            }
+            (at, rest) = (at + len as u64, tail);
+        }
+        Ok(())
+    }
+
+    fn chunk(&self, id: &ChunkId) -> Result<Arc<Vec<u8>>> {
+        if let Some(chunk) = lock(&self.chunks).get(id) {
+            return Ok(chunk);
+        }
+        let chunk = Arc::new(self.repo.inner.read_record(id)?);
+        lock(&self.chunks).insert(*id, chunk.clone());
+        Ok(chunk)
+    }
+
+    /// The ranges that may hold data, in order; neighbours are joined within a page of 256 chunks and beyond.
+    pub fn data_extents(&self) -> impl Iterator<Item = Result<Extent>> + '_ {
+        Extents { reader: self, next_leaf: 0, queued: Vec::new().into_iter(), joined: None, failed: false }
+    }
+
+    /// Bytes of the disk that may be other than zero.
+    pub fn data_bytes(&self) -> Result<u64> {
+        let chunks = self.tree.data_chunks(&*self.repo.inner)?;
+        let mut bytes = chunks * u64::from(self.chunk_bytes);
+        if self.tree.chunks > 0 && self.tree.chunk(&*self.repo.inner, self.tree.chunks - 1)?.is_some() {
+            bytes -= self.tree.chunks * u64::from(self.chunk_bytes) - self.size_bytes;
+        }
+        Ok(bytes)
+    }
+}
+
+struct Extents<'a> {
+    reader: &'a DiskReader,
+    next_leaf: u64,
+    queued: std::vec::IntoIter<u64>,
+    joined: Option<Extent>,
+    failed: bool,
+}
+
+impl Extents<'_> {
+    /// The next chunk with data.
+    fn next_chunk(&mut self) -> Result<Option<u64>> {
+        loop {
+            if let Some(index) = self.queued.next() {
+                return Ok(Some(index));
+            }
+            let tree = &self.reader.tree;
+            let Some((leaf, page)) = tree.next_leaf(&*self.reader.repo.inner, self.next_leaf)? else { return Ok(None) };
+            let indexes = page.refs.iter().enumerate().filter(|(_, r)| r.is_some());
+            let indexes = indexes.map(|(place, _)| leaf * FANOUT + place as u64).filter(|i| *i < tree.chunks);
+            self.queued = indexes.collect::<Vec<_>>().into_iter();
+            self.next_leaf = leaf + 1;
+        }
+    }
+}
+
+impl Iterator for Extents<'_> {
+    type Item = Result<Extent>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.failed {
+            match self.next_chunk() {
+                Ok(Some(index)) => {
+                    let chunk_bytes = u64::from(self.reader.chunk_bytes);
+                    let offset = index * chunk_bytes;
+                    let bytes = chunk_bytes.min(self.reader.size_bytes - offset);
+                    match &mut self.joined {
+                        Some(joined) if joined.offset + joined.bytes == offset => joined.bytes += bytes,
+                        joined => {
+                            if let Some(done) = joined.replace(Extent { offset, bytes }) {
+                                return Some(Ok(done));
+                            }
+                        }
+                    }
+                }
+                Ok(None) => break,
+                Err(e) => {
+                    self.failed = true;
+                    return Some(Err(e));
+                }
+            }
+        }
+        self.joined.take().map(Ok)
+    }
+}

@@ -1,0 +1,278 @@
+//! An open repository: creation, opening, keys, and the caches that readers and writers share.
+//!
+//! Cheap to clone. Nothing here takes a lock on the store; any number of processes may work at once.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use virtward_model::PointId;
+
+use crate::{
+    crypto::Sealer,
+    error::{Error, Result},
+    format::{
+        ChunkId, Malformed, ObjectId,
+        config::Config,
+        envelope::ENVELOPE_BYTES_MAX,
+        names,
+    },
+    index::{Index, Location},
+    keys::{KdfCost, KeyInfo, KeyRing, Secret, slot},
+    manifest::{
+        page::{PAGE_BYTES_MAX, Page},
+        point::PointRecord,
+        tree::Pages,
+    },
+    pack::{PackInfo, read::decode_record},
+    store::{Put, Store, put_new},
+    util::{Cache, lock},
+};
+
+/// Longest key slot.
+const SLOT_BYTES_MAX: u64 = 1 << 20;
+/// Pages kept, per generation: about 12 MiB each.
+const CACHED_PAGES: usize = 1024;
+/// Ciphers of packs kept, per generation.
+const CACHED_SEALERS: usize = 4096;
+
+/// How to create a repository.
+#[derive(Clone, Debug, Default)]
+pub struct InitOptions {
+    /// Cost of the password.
+    pub kdf: KdfCost,
+    /// Label of the first key slot.
+    pub label: String,
+}
+
+/// An open repository.
+#[derive(Clone)]
+pub struct Repository {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) config: Config,
+    pub(crate) ring: Arc<KeyRing>,
+    pub(crate) index: Index,
+    pub(crate) points: Mutex<HashMap<PointId, Arc<PointRecord>>>,
+    sealers: Mutex<Cache<ObjectId, Arc<Sealer>>>,
+    pages: Mutex<Cache<ChunkId, Arc<Page>>>,
+}
+
+impl std::fmt::Debug for Repository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Repository({} at {})", self.id(), self.inner.store.location())
+    }
+}
+
+/// A key slot as found: its name and bytes, or why it cannot be read.
+type Slot = (String, Result<Vec<u8>>);
+
+pub(crate) fn read_slots(store: &dyn Store) -> Result<Vec<Slot>> {
+    let mut slots = Vec::new();
+    store.list(names::KEYS, &mut |object| {
+        slots.push(object.name);
+        Ok(())
+    })?;
+    slots.sort();
+    Ok(slots.into_iter().map(|name| (name.clone(), store.get(&name, SLOT_BYTES_MAX))).collect())
+}
+
+/// The clear description, from `config` or, if that is lost, from any key slot.
+pub(crate) fn read_config(store: &dyn Store, slots: &[Slot]) -> Result<Config> {
+    let lost = match store.get(names::CONFIG, SLOT_BYTES_MAX).and_then(|bytes| Config::decode(&bytes)) {
+        Ok(config) => return Ok(config),
+        Err(e @ (Error::Missing { .. } | Error::Damaged { .. })) => e,
+        Err(e) => return Err(e),
+    };
+    let copy = slots.iter().find_map(|(name, bytes)| slot::describe(name, bytes.as_ref().ok()?).ok());
+    match (copy, lost) {
+        (Some((_, config)), error) => {
+            tracing::warn!(%error, "the repository's description was taken from a key slot instead");
+            Ok(config)
+        }
+        (None, Error::Missing { .. }) => Err(Error::NotARepository { location: store.location() }),
+        (None, e) => Err(e),
+    }
+}
+
+impl Repository {
+    /// Creates a repository in an empty store and opens it.
+    pub fn init(store: Arc<dyn Store>, secret: &Secret, options: &InitOptions) -> Result<Self> {
+        let exists = |what: &str| Error::AlreadyExists { location: store.location(), what: what.into() };
+        if store.exists(names::CONFIG)? {
+            return Err(exists("is a Virtward repository already"));
+        }
+        let mut leftovers = Vec::new();
+        store.list("", &mut |object| {
+            // A key slot without anything else is what an interrupted creation leaves.
+            if !object.name.starts_with(names::KEYS) {
+                return Err(exists("is not empty"));
+            }
+            leftovers.push(object.name);
+            Ok(())
+        })?;
+        let config = Config::new();
+        let ring = KeyRing::generate(config.repository);
+        let (info, bytes) = slot::create(&config, &ring, secret, &options.label, options.kdf)?;
+        put_new(&*store, &names::key(&info.id), &bytes)?;
+        let encoded = config.encode();
+        match store.put_if_absent(names::CONFIG, &encoded)? {
+            Put::Created => {}
+            Put::Exists => {
+                let _ = store.delete(&names::key(&info.id));
+                return Err(exists("was made a Virtward repository by someone else at this moment"));
+            }
+        }
+        for name in leftovers {
+            store.delete(&name)?;
+        }
+        Ok(Self::assemble(store, config, ring))
+    }
+
+    /// Opens a repository. Reads little more than the key slots; the index follows when it is needed.
+    pub fn open(store: Arc<dyn Store>, secret: &Secret) -> Result<Self> {
+        let slots = read_slots(&*store)?;
+        let config = read_config(&*store, &slots)?;
+        let mut failed = None;
+        let mut tried = 0;
+        for (name, bytes) in slots {
+            match bytes.and_then(|bytes| slot::open(&name, &bytes, &config, secret)) {
+                Ok(Some(ring)) => return Ok(Self::assemble(store, config, ring)),
+                Ok(None) => tried += 1,
+                Err(e) => failed = Some(e),
+            }
+        }
+        match failed {
+            // With an unreadable slot nobody can say that the secret is wrong.
+            Some(e) => Err(e),
+            None => Err(Error::WrongSecret { location: store.location(), slots: tried }),
+        }
+    }
+
+    pub(crate) fn assemble(store: Arc<dyn Store>, config: Config, ring: KeyRing) -> Self {
+        let ring = Arc::new(ring);
+        Self {
+            inner: Arc::new(Inner {
+                index: Index::new(store.clone(), ring.clone()),
+                store,
+                config,
+                ring,
+                points: Mutex::default(),
+                sealers: Mutex::new(Cache::new(CACHED_SEALERS)),
+                pages: Mutex::new(Cache::new(CACHED_PAGES)),
+            }),
+        }
+    }
+
+    /// Identity: 32 hex digits.
+    pub fn id(&self) -> String {
+        self.inner.config.repository.to_string()
+    }
+    /// The store behind it.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.inner.store
+    }
+    /// Whether the keys at hand open data, or only write it.
+    pub fn can_restore(&self) -> bool {
+        self.inner.ring.can_read_data()
+    }
+
+    /// Adds a key slot with all keys that this one holds.
+    pub fn add_key(&self, secret: &Secret, label: &str, cost: KdfCost) -> Result<KeyInfo> {
+        let Inner { store, config, ring, .. } = &*self.inner;
+        let (info, bytes) = slot::create(config, ring, secret, label, cost)?;
+        put_new(&**store, &names::key(&info.id), &bytes)?;
+        Ok(info)
+    }
+
+    /// The key slots that can be read, oldest first.
+    pub fn list_keys(&self) -> Result<Vec<KeyInfo>> {
+        let slots = read_slots(&*self.inner.store)?;
+        let mut keys: Vec<KeyInfo> = slots
+            .iter()
+            .filter_map(|(name, bytes)| slot::describe(name, bytes.as_ref().ok()?).ok())
+            .filter(|(_, config)| config.repository == self.inner.config.repository)
+            .map(|(info, _)| info)
+            .collect();
+        keys.sort_by_key(|k| (k.created, k.id));
+        Ok(keys)
+    }
+
+    /// Removes a key slot, unless it is the last one.
+    pub fn remove_key(&self, id: &ObjectId) -> Result<()> {
+        let keys = self.list_keys()?;
+        if !keys.iter().any(|k| k.id == *id) {
+            return Err(Error::NoKey { slot: id.to_string() });
+        }
+        if keys.len() == 1 {
+            return Err(Error::LastKey { slot: id.to_string() });
+        }
+        self.inner.store.delete(&names::key(id)).map(drop)
+    }
+}
+
+impl Inner {
+    /// What opens the records of a pack.
+    pub(crate) fn sealer(&self, pack: &PackInfo) -> Result<Arc<Sealer>> {
+        if let Some(sealer) = lock(&self.sealers).get(&pack.id()) {
+            return Ok(sealer);
+        }
+        let sealer = Arc::new(pack.header.sealer(&self.ring)?);
+        lock(&self.sealers).insert(pack.id(), sealer.clone());
+        Ok(sealer)
+    }
+
+    /// Reads, opens and checks one chunk or page.
+    pub(crate) fn read_record(&self, id: &ChunkId) -> Result<Vec<u8>> {
+        let place = self.index.locate(id)?;
+        match self.read_at(&place) {
+            // Repacked since: the index knows the new place after a refresh.
+            Err(Error::Missing { .. }) => {
+                self.index.refresh()?;
+                self.read_at(&self.index.locate(id)?)
+            }
+            other => other,
+        }
+    }
+
+    fn read_at(&self, place: &Location) -> Result<Vec<u8>> {
+        let Location { pack, entry } = place;
+        let name = pack.name();
+        let mut sealed = self.store.get_range(&name, entry.offset.into(), entry.stored as usize)?;
+        let mut plain = Vec::new();
+        decode_record(&self.ring, &pack.header, &*self.sealer(pack)?, entry, &mut sealed, &mut plain)
+            .map_err(|e| e.at(&*name))?;
+        Ok(plain)
+    }
+
+    pub(crate) fn get_small(&self, name: &str) -> Result<Vec<u8>> {
+        self.store.get(name, ENVELOPE_BYTES_MAX)
+    }
+
+    /// Forgets what was read, so that a check sees the store and not the caches.
+    pub(crate) fn forget(&self) {
+        lock(&self.pages).clear();
+        lock(&self.points).clear();
+    }
+}
+
+impl Pages for Inner {
+    fn page(&self, id: &ChunkId, level: u8) -> Result<Arc<Page>> {
+        if let Some(page) = lock(&self.pages).get(id) {
+            if page.level == level {
+                return Ok(page);
+            }
+        }
+        let bytes = self.read_record(id)?;
+        if bytes.len() > PAGE_BYTES_MAX {
+            return Err(Malformed("it is too long for a manifest page").at(format!("manifest page {id}")));
+        }
+        let page = Arc::new(Page::decode(&bytes, level).map_err(|e| e.at(format!("manifest page {id}")))?);
+        lock(&self.pages).insert(*id, page.clone());
+        Ok(page)
+    }
+}

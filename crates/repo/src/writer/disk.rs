@@ -1,0 +1,391 @@
+//! One disk of a run: takes chunks in any order, makes the next tree of pages.
+
+use std::{
+    collections::BTreeMap,
+    ops::Deref,
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use crossbeam_channel::{SendTimeoutError, Sender};
+
+use super::{
+    DiskSpec,
+    shared::{Job, Shared},
+};
+use crate::{
+    error::{Error, Result},
+    format::ChunkId,
+    manifest::{
+        FANOUT, Page, Tree,
+        edit::{Edit, LeafChange},
+    },
+    pack::codec::{Compressor, is_zero},
+    util::lock,
+};
+
+/// The bytes of a chunk, in whatever buffer the caller has. A `Vec` is recycled; see [`DiskWriter::buffer`].
+#[derive(Debug)]
+pub enum ChunkBuf {
+    /// An owned buffer.
+    Vec(Vec<u8>),
+    /// A shared buffer.
+    Bytes(Bytes),
+}
+
+impl Deref for ChunkBuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Vec(bytes) => bytes,
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+impl From<Vec<u8>> for ChunkBuf {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Vec(bytes)
+    }
+}
+impl From<Bytes> for ChunkBuf {
+    fn from(bytes: Bytes) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+/// What a comparison with the base said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compared {
+    /// The base has the same bytes there.
+    Same,
+    /// The base has other bytes there.
+    Different,
+    /// There is no base, or it ends before.
+    NoBase,
+}
+
+/// Counters of one disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskStats {
+    /// Chunks that were put, zero ones included.
+    pub chunks: u64,
+    /// Of these, chunks that were all zero.
+    pub zero_chunks: u64,
+    /// Bytes that the repository did not have, before compression.
+    pub new_bytes: u64,
+    /// Bytes added to the repository for them.
+    pub stored_bytes: u64,
+}
+
+/// A finished disk; the fields go into its [`virtward_model::DiskRecord`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskResult {
+    /// Root of the tree of pages.
+    pub root: String,
+    /// Bytes that the repository did not have, before compression.
+    pub new_bytes: u64,
+    /// Bytes added to the repository for them.
+    pub stored_bytes: u64,
+    /// Bytes of the whole disk that are not zero.
+    pub data_bytes: u64,
+    /// All counters.
+    pub stats: DiskStats,
+}
+
+/// Writes one disk. Every chunk is put at most once, from any thread.
+pub struct DiskWriter {
+    shared: Arc<Shared>,
+    queue: Sender<Job>,
+    state: Arc<DiskState>,
+}
+
+pub struct DiskState {
+    size_bytes: u64,
+    chunk_bytes: u32,
+    chunks: u64,
+    base: Option<(Tree, u64)>,
+    /// What the last chunk was set to.
+    last: AtomicU8,
+    changes: Mutex<BTreeMap<u64, LeafChange>>,
+    in_flight: Mutex<u64>,
+    idle: Condvar,
+    put: AtomicU64,
+    zero: AtomicU64,
+    new_bytes: AtomicU64,
+    stored_bytes: AtomicU64,
+}
+
+const LAST_UNKNOWN: u8 = 0;
+const LAST_ZERO: u8 = 1;
+const LAST_DATA: u8 = 2;
+
+impl DiskState {
+    fn chunk_len(&self, index: u64) -> usize {
+        let begin = index * u64::from(self.chunk_bytes);
+        (self.size_bytes - begin).min(u64::from(self.chunk_bytes)) as usize
+    }
+
+    fn leaf_len(&self, leaf: u64) -> u64 {
+        FANOUT.min(self.chunks - leaf * FANOUT)
+    }
+
+    /// On a worker: from bytes to a reference.
+    pub fn process(&self, shared: &Shared, index: u64, chunk: &[u8], compressor: &mut Compressor) -> Result<()> {
+        self.put.fetch_add(1, Relaxed);
+        if is_zero(chunk) {
+            self.zero.fetch_add(1, Relaxed);
+            return self.set(shared, index, None);
+        }
+        let id = shared.repo.inner.ring.chunk_id(chunk);
+        if let Some(stored) = shared.store_chunk(id, chunk, compressor)? {
+            self.new_bytes.fetch_add(chunk.len() as u64, Relaxed);
+            self.stored_bytes.fetch_add(stored, Relaxed);
+        }
+        self.set(shared, index, Some(id))
+    }
+
+    fn note_last(&self, index: u64, is_data: bool) {
+        if index + 1 == self.chunks {
+            self.last.store(if is_data { LAST_DATA } else { LAST_ZERO }, Relaxed);
+        }
+    }
+
+    /// A chunk has left the workers.
+    pub fn done(&self) {
+        *lock(&self.in_flight) -= 1;
+        self.idle.notify_all();
+    }
+
+    fn set(&self, shared: &Shared, index: u64, chunk: Option<ChunkId>) -> Result<()> {
+        let leaf = index / FANOUT;
+        self.note_last(index, chunk.is_some());
+        let mut changes = lock(&self.changes);
+        let change = changes.entry(leaf).or_insert_with(|| LeafChange::Patch(Box::default()));
+        let LeafChange::Patch(patch) = change else { return Err(put_twice(index)) };
+        if !patch.set(index % FANOUT, chunk) {
+            return Err(put_twice(index));
+        }
+        if patch.count() < self.leaf_len(leaf) {
+            return Ok(());
+        }
+        // The leaf is complete: its page is written now, so that memory does not grow with the disk.
+        let LeafChange::Patch(patch) = std::mem::replace(change, LeafChange::Sealing) else {
+            return Err(put_twice(index));
+        };
+        drop(changes);
+        let page = Page::new(0, patch.into_refs());
+        let written = page.map(|page| shared.store_page(&page)).transpose()?;
+        lock(&self.changes).insert(leaf, LeafChange::Whole(written));
+        Ok(())
+    }
+}
+
+fn put_twice(index: u64) -> Error {
+    Error::Misuse { what: format!("chunk {index} was put twice in one run") }
+}
+
+impl DiskWriter {
+    pub(super) fn new(shared: Arc<Shared>, queue: Sender<Job>, spec: DiskSpec) -> Result<Self> {
+        let DiskSpec { size_bytes, chunk_bytes, base } = spec;
+        let tree = |b: &virtward_model::DiskRecord| {
+            Tree::parse(&b.root, b.size_bytes, b.chunk_bytes).map(|tree| (tree, b.size_bytes))
+        };
+        let state = DiskState {
+            size_bytes,
+            chunk_bytes,
+            chunks: size_bytes.div_ceil(u64::from(chunk_bytes)),
+            base: base.as_ref().map(tree).transpose()?,
+            last: AtomicU8::new(LAST_UNKNOWN),
+            changes: Mutex::default(),
+            in_flight: Mutex::default(),
+            idle: Condvar::new(),
+            put: AtomicU64::new(0),
+            zero: AtomicU64::new(0),
+            new_bytes: AtomicU64::new(0),
+            stored_bytes: AtomicU64::new(0),
+        };
+        Ok(Self { shared, queue, state: Arc::new(state) })
+    }
+
+    /// Virtual size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.state.size_bytes
+    }
+    /// Chunk size in bytes.
+    pub fn chunk_bytes(&self) -> u32 {
+        self.state.chunk_bytes
+    }
+    /// Number of chunks; the last may be short.
+    pub fn chunks(&self) -> u64 {
+        self.state.chunks
+    }
+    /// Length of a chunk.
+    pub fn chunk_len(&self, index: u64) -> usize {
+        if index < self.state.chunks { self.state.chunk_len(index) } else { 0 }
+    }
+
+    /// A buffer of the length of a chunk, recycled if there is one; its content is arbitrary.
+    pub fn buffer(&self, index: u64) -> Vec<u8> {
+        let mut buffer = self.shared.spare();
+        buffer.resize(self.chunk_len(index), 0);
+        buffer
+    }
+
+    fn check(&self, index: u64, len: usize) -> Result<()> {
+        if index < self.state.chunks && len == self.state.chunk_len(index) {
+            return Ok(());
+        }
+        let what = format!("{len} bytes put as chunk {index} of {}", self.state.chunks);
+        Err(Error::Misuse { what })
+    }
+
+    /// Takes one chunk; waits while the workers are busy. An error may be that of an earlier chunk.
+    pub fn put(&self, index: u64, chunk: impl Into<ChunkBuf>) -> Result<()> {
+        let chunk = chunk.into();
+        self.check(index, chunk.len())?;
+        self.shared.status()?;
+        *lock(&self.state.in_flight) += 1;
+        let mut job = Job { disk: self.state.clone(), index, chunk };
+        loop {
+            // Wakes up now and then, so that a cancelled or failed run is noticed while waiting.
+            job = match self.queue.send_timeout(job, Duration::from_millis(200)) {
+                Ok(()) => return Ok(()),
+                Err(SendTimeoutError::Timeout(job)) => job,
+                Err(SendTimeoutError::Disconnected(_)) => {
+                    self.state.done();
+                    return Err(self.shared.status().err().unwrap_or(Error::Cancelled));
+                }
+            };
+            if let Err(e) = self.shared.status() {
+                self.state.done();
+                return Err(e);
+            }
+        }
+    }
+
+    /// Declares chunks to be zero, without bytes.
+    pub fn put_zero(&self, first: u64, count: u64) -> Result<()> {
+        self.shared.status()?;
+        let state = &*self.state;
+        let end = first.checked_add(count).filter(|end| *end <= state.chunks).ok_or_else(|| Error::Misuse {
+            what: format!("{count} zero chunks put at {first} of {}", state.chunks),
+        })?;
+        state.put.fetch_add(count, Relaxed);
+        state.zero.fetch_add(count, Relaxed);
+        let mut index = first;
+        while index < end {
+            let leaf = index / FANOUT;
+            let leaf_end = leaf * FANOUT + state.leaf_len(leaf);
+            let untouched = index % FANOUT == 0 && end >= leaf_end && !lock(&state.changes).contains_key(&leaf);
+            if untouched {
+                // Without a base an untouched leaf is zero already.
+                if state.base.is_some() {
+                    lock(&state.changes).insert(leaf, LeafChange::Whole(None));
+                }
+                state.note_last(leaf_end - 1, false);
+                index = leaf_end;
+            } else {
+                state.set(&self.shared, index, None)?;
+                index += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the base has these bytes at that place. Reads pages, never data.
+    pub fn compare_base(&self, index: u64, data: &[u8]) -> Result<Compared> {
+        self.check(index, data.len())?;
+        let state = &*self.state;
+        let Some((tree, base_bytes)) = state.base else { return Ok(Compared::NoBase) };
+        let begin = index * u64::from(state.chunk_bytes);
+        if begin >= base_bytes {
+            return Ok(Compared::NoBase);
+        }
+        let base_len = (base_bytes - begin).min(u64::from(state.chunk_bytes)) as usize;
+        let inner = &*self.shared.repo.inner;
+        let Some(id) = tree.chunk(inner, index)? else {
+            return Ok(if is_zero(data) { Compared::Same } else { Compared::Different });
+        };
+        // Around a resize a chunk can be shorter than its place (the rest is zero), or longer than this disk.
+        let plain = inner.index.locate(&id)?.entry.plain as usize;
+        let same = if plain <= base_len.min(data.len()) {
+            inner.ring.chunk_id(&data[..plain]) == id && is_zero(&data[plain..])
+        } else {
+            let mut old = inner.read_record(&id)?;
+            old.truncate(base_len);
+            old.resize(data.len(), 0);
+            old == data
+        };
+        Ok(if same { Compared::Same } else { Compared::Different })
+    }
+
+    /// Counters so far.
+    pub fn stats(&self) -> DiskStats {
+        let state = &*self.state;
+        DiskStats {
+            chunks: state.put.load(Relaxed),
+            zero_chunks: state.zero.load(Relaxed),
+            new_bytes: state.new_bytes.load(Relaxed),
+            stored_bytes: state.stored_bytes.load(Relaxed),
+        }
+    }
+
+    fn wait_idle(&self) -> Result<()> {
+        let mut in_flight = lock(&self.state.in_flight);
+        while *in_flight > 0 {
+            self.shared.status()?;
+            let step = Duration::from_millis(200);
+            in_flight = self.state.idle.wait_timeout(in_flight, step).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        self.shared.status()
+    }
+
+    /// Whether the last chunk of the new state is data.
+    fn last_is_data(&self) -> Result<bool> {
+        let state = &*self.state;
+        match (state.last.load(Relaxed), state.base, state.chunks) {
+            (LAST_ZERO, ..) | (_, _, 0) => Ok(false),
+            (LAST_DATA, ..) => Ok(true),
+            (_, Some((tree, _)), chunks) => Ok(tree.chunk(&*self.shared.repo.inner, chunks - 1)?.is_some()),
+            (_, None, _) => Ok(false),
+        }
+    }
+
+    /// When the disk shrank inside a chunk that comes from the base, what is beyond the end must go: it would come back
+    /// if the disk grew again.
+    fn cut_last_chunk(&self) -> Result<()> {
+        let state = &*self.state;
+        let Some((tree, base_bytes)) = state.base else { return Ok(()) };
+        let is_cut = base_bytes > state.size_bytes && state.size_bytes % u64::from(state.chunk_bytes) != 0;
+        if !is_cut || state.last.load(Relaxed) != LAST_UNKNOWN {
+            return Ok(());
+        }
+        let (index, inner) = (state.chunks - 1, &*self.shared.repo.inner);
+        let Some(id) = tree.chunk(inner, index)? else { return Ok(()) };
+        let mut chunk = inner.read_record(&id)?;
+        chunk.truncate(state.chunk_len(index));
+        state.process(&self.shared, index, &chunk, &mut Compressor::new(self.shared.compression))
+    }
+
+    /// Waits for the disk's chunks and makes its tree. Durable only once the run is published.
+    pub fn finish(self) -> Result<DiskResult> {
+        self.wait_idle()?;
+        self.cut_last_chunk()?;
+        let (state, inner) = (&*self.state, &*self.shared.repo.inner);
+        let changes = lock(&state.changes);
+        let base = state.base.map(|(tree, _)| tree);
+        let write = |page: &Page| self.shared.store_page(page);
+        let root = Edit { pages: inner, write: &write, changes: &changes, base, chunks: state.chunks }.run()?;
+        let root_text = root.map(|r| r.id.to_string()).unwrap_or_default();
+        self.shared.add_root(&root_text);
+        drop(changes);
+        let short = if self.last_is_data()? { u64::from(state.chunk_bytes) - self.chunk_len(state.chunks - 1) as u64 } else { 0 };
+        let data_bytes = root.map_or(0, |r| r.chunks) * u64::from(state.chunk_bytes) - short;
+        let DiskStats { new_bytes, stored_bytes, .. } = self.stats();
+        Ok(DiskResult { root: root_text, new_bytes, stored_bytes, data_bytes, stats: self.stats() })
+    }
+}

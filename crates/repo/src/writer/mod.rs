@@ -1,0 +1,248 @@
+//! Backing up: [`Writer`] (one run), [`DiskWriter`] (one disk of it).
+//!
+//! ```text
+//! put ─► bounded queue ─► worker: zero? ─► hash ─► known? ─► compress ─► reserve ─► encrypt ─► append
+//!                                                                  full packs ─► finisher: fsync ─► index segment
+//! publish: attachments ─► last packs ─► last segment ─► lease still held? ─► restore point ─► lease still held?
+//! ```
+//! Invariants: a restore point appears only after everything that it refers to is durable; a run that is dropped, at
+//! any instant, leaves only garbage; a failure reaches every later call of the run.
+
+mod disk;
+mod finisher;
+mod shared;
+
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use virtward_model::{DiskRecord, RestorePoint};
+
+pub use disk::{ChunkBuf, Compared, DiskResult, DiskStats, DiskWriter};
+use shared::{Job, Shared};
+
+use crate::{
+    error::{Error, Result},
+    format::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ObjectId, names},
+    lease::Lease,
+    manifest::{
+        Tree,
+        point::{self, ATTACHMENT_BYTES_MAX, ATTACHMENT_CHUNK_BYTES, Attachment, AttachmentRefs, PointRecord},
+    },
+    pack::codec::{Compression, Compressor},
+    repository::Repository,
+    store::Put,
+    util::default_threads,
+};
+
+/// How a run works.
+#[derive(Clone, Debug)]
+pub struct WriterOptions {
+    /// Worker threads; 0 is one per core.
+    pub threads: usize,
+    /// Compression of new chunks.
+    pub compression: Compression,
+    /// Size at which a pack is complete; `None` grows with the repository from 64 to 256 MiB.
+    pub pack_bytes: Option<u32>,
+    /// Silence after which a garbage collector may end the run's lease.
+    pub lease_ttl: Duration,
+    /// Raised to end the run with [`Error::Cancelled`].
+    pub cancel: Option<Arc<AtomicBool>>,
+}
+
+impl Default for WriterOptions {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            compression: Compression::default(),
+            pack_bytes: None,
+            lease_ttl: Duration::from_secs(15 * 60),
+            cancel: None,
+        }
+    }
+}
+
+/// The disk that a [`DiskWriter`] writes.
+#[derive(Clone, Debug)]
+pub struct DiskSpec {
+    /// Virtual size in bytes.
+    pub size_bytes: u64,
+    /// Chunk size: a power of two from 256 KiB to 4 MiB.
+    pub chunk_bytes: u32,
+    /// Earlier state of the disk, from a restore point that still exists; chunks that are not put are its chunks.
+    pub base: Option<DiskRecord>,
+}
+
+/// One backup run.
+pub struct Writer {
+    shared: Arc<Shared>,
+    queue: Sender<Job>,
+    stop: Option<Sender<()>>,
+    workers: Vec<JoinHandle<()>>,
+    finisher: Option<JoinHandle<()>>,
+    lease: Option<Lease>,
+}
+
+impl Repository {
+    /// Begins a backup run. Nothing is visible to anyone before [`Writer::publish`].
+    pub fn writer(&self, options: WriterOptions) -> Result<Writer> {
+        let inner = &self.inner;
+        inner.store.clean();
+        let lease = Lease::begin(inner.store.clone(), inner.ring.clone(), options.lease_ttl)?;
+        // After the lease, so that the index is not older than it.
+        let state = inner.index.refresh()?;
+        let pack_bytes = options.pack_bytes.unwrap_or_else(|| pack_target(&state)).clamp(1 << 12, 512 << 20);
+        let threads = if options.threads == 0 { default_threads() } else { options.threads };
+        let (shared, finisher) = Shared::start(self.clone(), &lease, &options, pack_bytes)?;
+        // One chunk at work per thread, and as many waiting.
+        let (queue, jobs) = bounded(threads);
+        let (stop, stopped) = bounded(0);
+        let finisher = Some(finisher);
+        let mut writer = Writer { shared, queue, stop: Some(stop), workers: vec![], finisher, lease: Some(lease) };
+        for number in 0..threads {
+            let (shared, jobs, stop) = (writer.shared.clone(), jobs.clone(), stopped.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("repo-write-{number}"))
+                .spawn(move || work(&shared, &jobs, &stop, shared.compression))
+                .map_err(|e| Error::io("start", "a worker thread", e))?;
+            writer.workers.push(thread);
+        }
+        Ok(writer)
+    }
+}
+
+/// 64 MiB up to a TiB of packs, then growing with its square root up to 256 MiB at 16 TiB.
+fn pack_target(state: &crate::index::State) -> u32 {
+    let total: u64 = state.packs().values().map(|p| p.bytes()).sum();
+    let factor = (total as f64 / (1u64 << 40) as f64).sqrt().clamp(1.0, 4.0);
+    (f64::from(64 << 20) * factor) as u32
+}
+
+fn work(shared: &Shared, jobs: &Receiver<Job>, stop: &Receiver<()>, compression: Compression) {
+    let mut compressor = Compressor::new(compression);
+    loop {
+        let job = crossbeam_channel::select! {
+            recv(jobs) -> job => job.ok(),
+            // Disk writers that outlive the run hold the queue open: the run ends all the same.
+            recv(stop) -> _ => jobs.try_recv().ok(),
+        };
+        let Some(Job { disk, index, chunk }) = job else { return };
+        if let Err(e) = shared.status().and_then(|()| disk.process(shared, index, &chunk, &mut compressor)) {
+            shared.fail(&e);
+        }
+        shared.recycle(chunk);
+        disk.done();
+    }
+}
+
+impl Writer {
+    /// Begins a disk. Several may be written at once.
+    pub fn disk(&self, spec: DiskSpec) -> Result<DiskWriter> {
+        self.shared.status()?;
+        if !spec.chunk_bytes.is_power_of_two() || !(CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&spec.chunk_bytes) {
+            return Err(Error::Misuse {
+                what: format!("{} is no chunk size; choose a power of two from 256 KiB to 4 MiB", spec.chunk_bytes),
+            });
+        }
+        Tree::parse("", spec.size_bytes, spec.chunk_bytes)?;
+        if let Some(base) = &spec.base {
+            self.check_base(base, &spec)?;
+        }
+        DiskWriter::new(self.shared.clone(), self.queue.clone(), spec)
+    }
+
+    fn check_base(&self, base: &DiskRecord, spec: &DiskSpec) -> Result<()> {
+        let bad = |why: String| Err(Error::BadBase { why });
+        let chunk_bytes = spec.chunk_bytes;
+        if base.chunk_bytes != chunk_bytes {
+            return bad(format!("it has chunks of {} bytes, this backup of {chunk_bytes}", base.chunk_bytes));
+        }
+        let cuts = base.size_bytes > spec.size_bytes && spec.size_bytes % u64::from(chunk_bytes) != 0;
+        if cuts && !self.shared.repo.can_restore() {
+            return bad("the disk shrank inside a chunk, and this host's keys cannot read that chunk to cut it".into());
+        }
+        if base.root.is_empty() || self.shared.is_own_root(&base.root) {
+            return Ok(());
+        }
+        if !self.shared.repo.is_live_root(base)? {
+            return bad("no restore point with it exists any more".into());
+        }
+        // A base whose tree cannot be read is found out now and not after the disk was.
+        let tree = Tree::parse(&base.root, base.size_bytes, base.chunk_bytes)?;
+        match tree.data_chunks(&*self.shared.repo.inner) {
+            Err(e) if e.is_damage() => bad(e.to_string()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Identity of this run, as its packs name it.
+    pub fn id(&self) -> ObjectId {
+        self.shared.origin.writer
+    }
+
+    /// Makes the restore point: last, atomically, and only once everything it refers to is durable. Every disk must
+    /// be finished before.
+    pub fn publish(mut self, point: RestorePoint, attachments: Vec<Attachment>) -> Result<()> {
+        let shared = self.shared.clone();
+        let lease = self.lease.take().expect("present until published");
+        for disk in &point.disks {
+            if !disk.root.is_empty() && !shared.is_own_root(&disk.root) && !shared.repo.is_live_root(disk)? {
+                return Err(Error::Misuse { what: format!("disk {} was not finished by this run", disk.target) });
+            }
+        }
+        let attachments = self.store_attachments(&attachments)?;
+        shared.settle()?;
+        let record = PointRecord { attachments, writer: lease.writer(), epoch: lease.epoch(), point };
+        let bytes = point::seal(&shared.repo.inner.ring, &record)?;
+        let name = names::point(record.point.id);
+        let store = &shared.repo.inner.store;
+        lease.check()?;
+        match store.put_if_absent(&name, &bytes)? {
+            Put::Created => {}
+            Put::Exists => {
+                return Err(Error::AlreadyExists { location: name, what: "is a restore point already".into() });
+            }
+        }
+        // Not before this answer is the restore point acknowledged: see `lease`.
+        if let Err(e) = lease.check() {
+            let _ = store.delete(&name);
+            return Err(e);
+        }
+        Ok(())
+    }
+
+    fn store_attachments(&self, attachments: &[Attachment]) -> Result<AttachmentRefs> {
+        if attachments.is_empty() {
+            return Ok(AttachmentRefs::default());
+        }
+        let stream = point::encode_attachments(attachments);
+        if stream.len() as u64 > ATTACHMENT_BYTES_MAX {
+            return Err(Error::Misuse { what: format!("{} bytes of attachments are too many", stream.len()) });
+        }
+        let mut compressor = Compressor::new(self.shared.compression);
+        let mut refs = AttachmentRefs { bytes: stream.len() as u64, chunks: Vec::new() };
+        for chunk in stream.chunks(ATTACHMENT_CHUNK_BYTES) {
+            let id = self.shared.repo.inner.ring.chunk_id(chunk);
+            self.shared.store_chunk(id, chunk, &mut compressor)?;
+            refs.chunks.push(id);
+        }
+        Ok(refs)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.shared.close();
+        drop(self.stop.take());
+        for thread in self.workers.drain(..) {
+            let _ = thread.join();
+        }
+        self.shared.stop_finisher();
+        if let Some(thread) = self.finisher.take() {
+            let _ = thread.join();
+        }
+    }
+}
