@@ -14,7 +14,7 @@ set -euo pipefail
 build_packages=(gcc libc6-dev make pkg-config)
 lab_packages=(busybox-static cpio lz4 zstd xz-utils iproute2 nftables fdisk e2fsprogs xfsprogs btrfs-progs
     nbdkit libnbd-bin etcd-server etcd-client)
-bench_packages=(restic borgbackup virtnbdbackup debootstrap hyperfine)
+bench_packages=(restic borgbackup virtnbdbackup b3sum openssl)
 # These must come from one release, all in one call: mixing QEMU 7.2 of Debian 12 with parts of 10.0 removes qemu-utils.
 build_virt=(libvirt-dev)
 lab_virt=(qemu-system-x86 qemu-utils qemu-block-extra libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu)

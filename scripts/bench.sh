@@ -1,0 +1,150 @@
+#!/bin/bash
+# Compares Virtward with other backup tools on this machine: bench.sh [--quick] [--report FILE]
+#
+# Makes a 4 GiB disk with about 1.3 GiB of a real Debian file system, and the same disk with about 50 MB changed. Every
+# tool backs up the first state (full), then the second (incremental), restores the second to a new file (which is
+# compared), and verifies all that it stored. Virtward and virtnbdbackup do so with a running guest too. Everything is
+# in the page cache before each measurement. Prints tables and writes docs/benchmarks.md.
+#
+#   --quick          a small disk, one run: to try the benchmark itself; writes no report unless --report is given
+#   --report FILE    write the report there
+#
+#   BENCH_RUNS       how often everything is repeated; medians are shown (3)
+#   BENCH_DIR        work directory (/var/tmp/virtward-bench); packages and disk images stay there for the next run
+#   BENCH_BIN        directory of virtward and virtward-lab (target/release)
+#   BENCH_STRICT=1   fail if a goal is not met
+#   BENCH_MIRROR, BENCH_SUITE   where the disk's Debian comes from (deb.debian.org, this system's release)
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+top=$(dirname "$here")
+bin=${BENCH_BIN:-$top/target/release}
+work=${BENCH_DIR:-/var/tmp/virtward-bench}
+runs=${BENCH_RUNS:-3}
+quick=
+report=
+disk_mib=4096
+change_mb=50
+need_gib=15
+
+say() { printf 'bench: %s\n' "$*" >&2; }
+die() {
+    say "$*"
+    exit 1
+}
+# $1: a log to show the end of
+die_with() {
+    tail -n 20 "$1" >&2
+    shift
+    die "$*"
+}
+
+while [ $# -gt 0 ]; do
+    case $1 in
+        --quick) quick=1 disk_mib=1024 change_mb=12 need_gib=3 runs=${BENCH_RUNS:-1} ;;
+        --report)
+            report=${2:?--report needs a file}
+            shift
+            ;;
+        -h | --help)
+            sed -n '2,/^set -e/{/^#/s/^# \{0,1\}//p}' "$0"
+            exit 0
+            ;;
+        *) die "unknown argument '$1' (bench.sh --help)" ;;
+    esac
+    shift
+done
+[ -n "$report" ] || [ -n "$quick" ] || report=$top/docs/benchmarks.md
+
+[ "$(id -u)" = 0 ] || die "needs root: it mounts a disk image and runs guests under a libvirt of its own"
+for tool in restic borg virtnbdbackup virtnbdrestore qemu-img mke2fs dpkg-deb b3sum zstd openssl python3 virsh flock; do
+    command -v "$tool" >/dev/null || die "$tool is missing; install what is needed with: scripts/setup.sh bench"
+done
+for tool in virtward virtward-lab; do
+    [ -x "$bin/$tool" ] || die "$bin/$tool is missing; build it with: cargo build --release"
+done
+case $runs in '' | *[!0-9]* | 0) die "BENCH_RUNS is '$runs'; give a number above 0" ;; esac
+
+cache=$work/cache
+mkdir -p "$cache"
+exec 9>"$work/lock"
+flock -n 9 || die "another benchmark runs in $work"
+
+# The lab's disks are under /var/lib.
+free_gib() { df --output=avail -B1G "$1" | tail -n 1 | tr -d ' '; }
+for place in "$work" /var/lib; do
+    [ "$(free_gib "$place")" -ge "$need_gib" ] ||
+        die "$place has $(free_gib "$place") GiB free, $need_gib are needed; name another work directory in BENCH_DIR"
+done
+
+lab=bench$$
+run=$work/run
+results=$run/results.jsonl
+disks=
+
+# A benchmark that was killed left its files and its lab; the lock says that it is gone.
+clean() {
+    local name
+    if [ -e "$run/lab" ]; then
+        name=$(cat "$run/lab")
+        "$bin/virtward-lab" down --name "$name" >/dev/null 2>&1 9>&- || say "cannot remove the lab $name"
+    fi
+    rm -rf "$run"
+}
+clean
+trap clean EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+mkdir -p "$run"
+
+# Everything that the tools keep goes below the work directory, and none of the user's own settings counts.
+unset "${!VIRTWARD_@}" "${!RESTIC_@}" "${!BORG_@}" LIBVIRT_DEFAULT_URI
+export TMPDIR=$run/tmp LC_ALL=C
+mkdir -p "$TMPDIR"
+
+# measure TOOL OPERATION [--beside PID] -- COMMAND...: see measure.py. Nothing of earlier work is still being written.
+measure() {
+    sync
+    python3 -I "$here/bench/measure.py" "$results" "$@" >"$run/output" 2>"$run/errors" 9>&- ||
+        die_with "$run/errors" "$1: $2 failed"
+}
+# Reads everything once, so that it comes from memory when it counts.
+prime() { find "$@" -type f -exec cat {} + >/dev/null; }
+# stored TOOL full|both PATH...: the bytes of the files there.
+stored() {
+    local tool=$1 when=$2 bytes
+    shift 2
+    bytes=$(find "$@" -type f -printf '%s\n' | awk '{sum += $1} END {printf "%d", sum}')
+    printf '{"tool": "%s", "operation": "stored-%s", "bytes": %s}\n' "$tool" "$when" "$bytes" >>"$results"
+}
+# same FILE FILE TOOL: a restore that brings back something else is no restore.
+same() { cmp -s "$1" "$2" || die "$3 restored something else than was backed up"; }
+
+# shellcheck source=scripts/bench/image.sh
+. "$here/bench/image.sh"
+# shellcheck source=scripts/bench/offline.sh
+. "$here/bench/offline.sh"
+# shellcheck source=scripts/bench/hot.sh
+. "$here/bench/hot.sh"
+# shellcheck source=scripts/bench/limits.sh
+. "$here/bench/limits.sh"
+
+say "work directory $work, $runs run(s), disk of $disk_mib MiB"
+make_disks
+load=$(cut -d ' ' -f 1 /proc/loadavg)
+awk -v load="$load" 'BEGIN {exit !(load > 0.5)}' &&
+    say "note: the load of this machine is $load already; times will be worse than they could be, for all tools"
+measure_limits
+for n in $(seq "$runs"); do
+    say "disk images, run $n of $runs"
+    offline
+done
+start_lab
+for n in $(seq "$runs"); do
+    say "running guest, run $n of $runs"
+    hot
+done
+describe >"$run/machine.json"
+
+python3 -I "$here/bench/report.py" "$results" "$run/machine.json" ${report:+--write "$report"} \
+    ${BENCH_STRICT:+--strict}
