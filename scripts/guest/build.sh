@@ -4,7 +4,7 @@
 # Everything comes from Debian packages that are downloaded and unpacked, not installed: the cloud kernel (small, quick
 # to boot) with the few modules a guest needs, the QEMU guest agent, and busybox. DIRECTORY must not exist; it is
 # complete when this script succeeds and absent when it fails. Who calls decides when a rebuild is due.
-set -euo pipefail
+set -Eeuo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 target=$1
@@ -14,6 +14,7 @@ modules='virtio_pci virtio_blk virtio_console virtio_net button evdev xfs btrfs'
 mkdir -p "$(dirname "$target")"
 work=$(mktemp -d "$target.tmp.XXXXXX")
 trap 'rm -rf "$work"' EXIT
+trap 'echo "guest image: line $LINENO failed: $BASH_COMMAND" >&2' ERR
 chmod 755 "$work"
 mkdir "$work/deb" "$work/unpacked" "$work/root" "$work/image"
 
@@ -62,11 +63,15 @@ mkdir -p "$work/all/lib/modules"
 cp -a "$module_dir" "$work/all/lib/modules/$version"
 (cd "$work/all/lib/modules/$version" && busybox depmod -n -b "$work/all" "$version") | grep -E '^[^ ]+\.ko:' >"$work/deps"
 
-wanted() { # prints a module's path and, after it, those of everything it needs
-    local line path
-    line=$(grep -E "(^|/)$(sed 's/[-_]/[-_]/g' <<<"$1")\.ko:" "$work/deps" | head -n 1)
-    [ -n "$line" ] || { grep -q "/$(sed 's/[-_]/[-_]/g' <<<"$1")\.ko" "$module_dir/modules.builtin" && return 0
-        echo "guest image: kernel $version has no module $1" >&2; return 1; }
+wanted() { # prints a module's path and, after it, those of everything it needs; nothing for one that is built in
+    local line path name
+    name=$(sed 's/[-_]/[-_]/g' <<<"$1")
+    line=$(grep -E "(^|/)$name\.ko:" "$work/deps" | head -n 1) || true
+    if [ -z "$line" ]; then
+        grep -q "/$name\.ko" "$module_dir/modules.builtin" && return 0
+        echo "guest image: kernel $version has no module $1" >&2
+        return 1
+    fi
     for path in ${line/:/ }; do echo "$path"; done
 }
 soft() { # soft dependencies (crypto for btrfs and xfs), which modules.dep does not list

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 /// Prints the checksum of every file on a guest's data disk, in order.
-const CHECKSUMS: &str = "cd /data && find . -type f | sort | xargs -d '\\n' sha256sum";
+const CHECKSUMS: &str = "cd /data && find . -type f -exec sha256sum {} + | sort -k 2";
 const LAB: &str = "demo";
 const HOST: &str = "h1";
 const GUESTS: [(&str, &str, &str); 2] = [("web1", "2GiB", "600MiB"), ("db1", "1GiB", "200MiB")];

@@ -31,7 +31,7 @@ const MADE_RUN_LIBVIRT: &str = "/run/virtward-lab/.made-run-libvirt";
 
 /// Starts a lab. When that fails, nothing of it stays.
 pub fn up(name: &LabName, args: &UpArgs) -> Result<Status> {
-    let _lock = Lock::lab(name)?;
+    let lock = Lock::lab(name)?;
     if let Some(lab) = Lab::find(name)? {
         let half = if lab.complete { "already up" } else { "there, but only half" };
         bail!("lab {name} is {half}; remove it with: virtward-lab down --name {name}");
@@ -39,7 +39,11 @@ pub fn up(name: &LabName, args: &UpArgs) -> Result<Status> {
     match build(name, args) {
         Ok(lab) => Ok(status(&lab)),
         Err(error) => {
-            if let Err(cleanup) = dismantle(name) {
+            let cleanup = dismantle(name).and_then(|()| {
+                lock.remove();
+                remove_common()
+            });
+            if let Err(cleanup) = cleanup {
                 bail!("{error:#}; and what was started cannot be removed: {cleanup:#}");
             }
             Err(error)
