@@ -23,7 +23,8 @@ pub use types::*;
 pub trait Hypervisor: Send + Sync + 'static {
     /// Identity and versions of the host behind the connection.
     async fn host(&self) -> Result<HostInfo>;
-    /// Every domain, active and inactive, sorted by name.
+    /// Every domain, active and inactive, sorted by name. A domain whose process hangs cannot be looked into; it is
+    /// listed with the disks that were last seen, or none, and [`Hypervisor::lookup`] fails for it.
     async fn list(&self) -> Result<Vec<Vm>>;
     /// One domain by name or UUID text. [`ErrorKind::NoDomain`] if there is none.
     async fn lookup(&self, name_or_uuid: &str) -> Result<Vm>;

@@ -1,5 +1,6 @@
 //! The trait's methods, each a few libvirt calls in one lane.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,7 +11,8 @@ use virtward_model::{DiskSource, Vm, VmState};
 
 use super::error::{Attempt, Fault};
 use super::ffi::{Conn, Domain, ParamsBuilder};
-use super::{CHANGE, Class, Libvirt, MIGRATE, READ, START, Shape, URGENT, invalid, numbers, qmp};
+use super::known::Known;
+use super::{CHANGE, Class, LIST, Libvirt, MIGRATE, READ, START, STATS, Shape, URGENT, invalid, numbers, qmp};
 use crate::xml::{self, CheckpointXml, DomainXml};
 use crate::{
     BackupSpec, BlockCopySpec, BlockJobInfo, CheckpointInfo, CheckpointSpec, DiskBitmap, DomainEvent, DomainStats,
@@ -41,10 +43,11 @@ impl Hypervisor for Libvirt {
     }
 
     async fn list(&self) -> Result<Vec<Vm>> {
-        self.host_call(READ, "list the domains", "", |conn| {
+        let known = Arc::clone(&self.known);
+        self.host_call(LIST, "list the domains", "", move |conn| {
             let mut vms = Vec::new();
             for domain in conn.domains()? {
-                match vm(conn, &domain) {
+                match listed(conn, &domain, &known) {
                     Ok(vm) => vms.push(vm),
                     // Undefined or ended between the list and the look at it.
                     Err(fault) if fault.kind() == ErrorKind::NoDomain => {}
@@ -52,6 +55,7 @@ impl Hypervisor for Libvirt {
                 }
             }
             vms.sort_by(|a: &Vm, b: &Vm| a.name.cmp(&b.name));
+            known.keep_only(&vms);
             Ok(vms)
         })
         .await
@@ -131,7 +135,7 @@ impl Hypervisor for Libvirt {
     }
 
     async fn stats(&self) -> Result<Vec<DomainStats>> {
-        self.host_call(READ, "read the domains' statistics", "", |conn| {
+        self.host_call(STATS, "read the domains' statistics", "", |conn| {
             let records = conn.stats(numbers::GROUPS)?;
             Ok(records.into_iter().map(|(uuid, name, params)| numbers::stats(uuid, name, &params)).collect())
         })
@@ -366,6 +370,28 @@ fn no_job(domain: &Domain) -> Attempt<()> {
 
 fn targets(domain: &DomainXml) -> Vec<&str> {
     domain.disks.iter().map(|d| d.disk.target.as_str()).collect()
+}
+
+/// A domain as it is now, or, when its QEMU hangs and libvirt therefore does not give its XML, as far as it is known:
+/// one hung domain must not hide all others.
+fn listed(conn: &Conn, domain: &Domain, known: &Known) -> Attempt<Vm> {
+    let uuid = domain.uuid()?;
+    let as_known = || Ok(Vm { name: domain.name(), uuid, state: state(domain.state()?), disks: known.disks(uuid) });
+    if known.hangs(uuid) {
+        return as_known();
+    }
+    match vm(conn, domain) {
+        Ok(vm) => {
+            known.learn(&vm);
+            Ok(vm)
+        }
+        Err(fault) if fault.kind() == ErrorKind::Busy => {
+            tracing::warn!(domain = domain.name(), error = fault.message(), "listed with its disks as last known");
+            known.hung(uuid);
+            as_known()
+        }
+        Err(fault) => Err(fault),
+    }
 }
 
 /// A domain as it is now.

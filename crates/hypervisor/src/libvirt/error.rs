@@ -78,6 +78,7 @@ fn kind(e: &VirError) -> ErrorKind {
     let says = |part: &str| message.contains(part);
     match e.code as c_uint {
         v::VIR_ERR_NO_DOMAIN => ErrorKind::NoDomain,
+        v::VIR_ERR_NO_CONNECT if says("no connection driver available") => ErrorKind::Invalid,
         v::VIR_ERR_NO_CONNECT | v::VIR_ERR_INVALID_CONN | v::VIR_ERR_RPC | v::VIR_ERR_NO_SERVER => {
             ErrorKind::Unreachable
         }

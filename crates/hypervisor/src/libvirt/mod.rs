@@ -9,12 +9,13 @@
 //! Each lane but the first has a connection of its own: libvirtd serves a limited number of calls per connection at a
 //! time (`max_client_requests`, 5 by default) and stops reading from the connection, keepalives included, at the limit.
 //! Invariants: no call blocks an async thread; a call that outlives its limit is reported as timed out and left to end
-//! by itself; reads are repeated once after a reconnect, changes never.
+//! by itself, together with its connection; reads are repeated once after a reconnect, changes never.
 
 mod calls;
 mod error;
 mod events;
 mod ffi;
+mod known;
 mod lane;
 mod numbers;
 mod qmp;
@@ -28,7 +29,8 @@ use uuid::Uuid;
 use crate::{Error, ErrorKind, Result};
 use error::{Attempt, Fault};
 use ffi::{Conn, Domain};
-use lane::{Lane, LaneError};
+use known::Known;
+use lane::{ABANDONED_MAX, Lane, LaneError};
 use session::Session;
 
 /// Longest wait for the first connection (an SSH login may be part of it).
@@ -43,6 +45,7 @@ pub struct Libvirt {
     uri: String,
     session: Arc<Session>,
     lanes: Lanes,
+    known: Arc<Known>,
 }
 
 /// One lane per class of calls. The numbers of threads stay below libvirtd's limit of calls per connection.
@@ -55,11 +58,13 @@ struct Lanes {
     agent: Lane,
     /// Starts and migrations.
     long: Lane,
+    /// Counters of all domains: one hung QEMU hangs the whole call, so it gets no second thread until it returns.
+    stats: Lane,
 }
 
 impl Lanes {
-    fn all(&self) -> [&Lane; 4] {
-        [&self.main, &self.urgent, &self.agent, &self.long]
+    fn all(&self) -> [&Lane; 5] {
+        [&self.main, &self.urgent, &self.agent, &self.long, &self.stats]
     }
 }
 
@@ -77,6 +82,7 @@ enum Class {
     Urgent,
     Agent,
     Long,
+    Stats,
 }
 
 impl Shape {
@@ -87,18 +93,26 @@ impl Shape {
 
 const READ: Shape = Shape::new(Class::Main, 60, true);
 const CHANGE: Shape = Shape::new(Class::Main, 120, false);
+/// Longer than READ: the XML of a domain whose QEMU hangs takes 30 s to be refused.
+const LIST: Shape = Shape::new(Class::Main, 180, true);
+const STATS: Shape = Shape::new(Class::Stats, 60, true);
 const URGENT: Shape = Shape::new(Class::Urgent, 60, false);
 const START: Shape = Shape::new(Class::Long, 600, false);
 /// A migration ends when it ends; whoever drives it aborts the job. A day only keeps the promise of a bound.
 const MIGRATE: Shape = Shape::new(Class::Long, 24 * 3600, false);
 
 impl Libvirt {
-    /// Connects to a libvirt URI, such as `qemu:///system`, `qemu+ssh://root@host/system`, `qemu+tls://host/system` or
-    /// `qemu+unix:///system?socket=/run/libvirt/libvirt-sock`.
+    /// Connects to a libvirt URI. [`Libvirt::connect_within`] 40 s.
     pub async fn connect(uri: &str) -> Result<Libvirt> {
+        Self::connect_within(uri, CONNECT_LIMIT).await
+    }
+
+    /// Connects to a libvirt URI within a limit, such as `qemu:///system`, `qemu+ssh://root@host/system`, `qemu+tls://host/system` or
+    /// `qemu+unix:///system?socket=/run/libvirt/libvirt-sock`.
+    pub async fn connect_within(uri: &str, limit: Duration) -> Result<Libvirt> {
         let verb = "connect to";
         let (session, outcome) = Session::start(uri).map_err(|f| f.into_error(verb, uri))?;
-        let failed = match tokio::time::timeout(CONNECT_LIMIT, outcome).await {
+        let failed = match tokio::time::timeout(limit, outcome).await {
             Ok(Ok(Ok(()))) => None,
             Ok(Ok(Err(e))) => {
                 let fault = Fault::from(e);
@@ -112,27 +126,29 @@ impl Libvirt {
             Ok(Err(_)) => Some(Fault::new(ErrorKind::Other, "the connection thread ended")),
             Err(_) => {
                 session.close();
-                Some(Fault::new(ErrorKind::Timeout, format!("no answer within {} s", CONNECT_LIMIT.as_secs())))
+                Some(Fault::new(ErrorKind::Timeout, format!("no answer within {} s", limit.as_secs_f32())))
             }
         };
         if let Some(fault) = failed {
             return Err(fault.into_error(verb, uri));
         }
         let lanes = Lanes {
-            main: Lane::new("main", 4),
-            urgent: Lane::new("urgent", 4),
-            agent: Lane::new("agent", 4),
-            long: Lane::new("long", 4),
+            main: Lane::new("main", 4, ABANDONED_MAX),
+            urgent: Lane::new("urgent", 4, ABANDONED_MAX),
+            agent: Lane::new("agent", 4, ABANDONED_MAX),
+            long: Lane::new("long", 4, ABANDONED_MAX),
+            stats: Lane::new("stats", 1, 0),
         };
-        Ok(Libvirt { uri: uri.to_owned(), session, lanes })
+        Ok(Libvirt { uri: uri.to_owned(), session, lanes, known: Arc::default() })
     }
 
-    fn lane(&self, class: Class) -> (&Lane, Option<&'static str>) {
+    fn lane(&self, class: Class) -> &Lane {
         match class {
-            Class::Main => (&self.lanes.main, None),
-            Class::Urgent => (&self.lanes.urgent, Some("urgent")),
-            Class::Agent => (&self.lanes.agent, Some("agent")),
-            Class::Long => (&self.lanes.long, Some("long")),
+            Class::Main => &self.lanes.main,
+            Class::Urgent => &self.lanes.urgent,
+            Class::Agent => &self.lanes.agent,
+            Class::Long => &self.lanes.long,
+            Class::Stats => &self.lanes.stats,
         }
     }
 
@@ -142,14 +158,16 @@ impl Libvirt {
         T: Send + 'static,
         F: Fn(&Conn) -> Attempt<T> + Clone + Send + 'static,
     {
-        let (lane, own) = self.lane(shape.lane);
+        let lane = self.lane(shape.lane);
+        let name = lane.name();
         let mut again = shape.read;
         loop {
             let (session, attempt) = (Arc::clone(&self.session), body.clone());
-            let fault = match lane.run(shape.limit, move || session.with(own, attempt)).await {
+            let fault = match lane.run(shape.limit, move || session.with(name, attempt)).await {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(fault)) => fault,
                 Err(LaneError::Timeout) => {
+                    self.session.retire(name);
                     Fault::new(ErrorKind::Timeout, format!("no answer within {} s", shape.limit.as_secs()))
                 }
                 Err(LaneError::Closed) => Fault::new(ErrorKind::Unreachable, "the connection was closed"),

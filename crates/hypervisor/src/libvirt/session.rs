@@ -45,8 +45,17 @@ enum Link {
 
 /// What the supervisor is told.
 enum Note {
-    Lost { generation: u64, why: String },
-    IoError { uuid: Uuid, name: String, alias: String },
+    Lost {
+        generation: u64,
+        why: String,
+    },
+    IoError {
+        uuid: Uuid,
+        name: String,
+        alias: String,
+    },
+    /// Holds a connection until it reaches a thread that may block.
+    Drop(#[allow(dead_code)] Option<Arc<Conn>>),
     Close,
 }
 
@@ -56,7 +65,7 @@ pub(super) struct Session {
     link: watch::Sender<Link>,
     events: broadcast::Sender<DomainEvent>,
     notes: Sender<Note>,
-    /// Connections of the lanes that have their own, with the generation they belong to.
+    /// The lanes' connections, with the generation they belong to. The main one only carries events.
     extra: Mutex<HashMap<&'static str, (u64, Arc<Conn>)>>,
 }
 
@@ -109,21 +118,14 @@ impl Session {
         matches!(tokio::time::timeout(limit, up).await, Ok(Ok(link)) if matches!(*link, Link::Up { .. }))
     }
 
-    /// Runs `body` on the main connection, or on the one of `lane` if it has its own. Blocks.
-    pub(super) fn with<T>(
-        &self,
-        lane: Option<&'static str>,
-        body: impl FnOnce(&Conn) -> Result<T, Fault>,
-    ) -> Result<T, Fault> {
+    /// Runs `body` on the connection of `lane`. Blocks.
+    pub(super) fn with<T>(&self, lane: &'static str, body: impl FnOnce(&Conn) -> Result<T, Fault>) -> Result<T, Fault> {
         let (generation, main) = match &*self.link.borrow() {
             Link::Up { generation, conn } => (*generation, Arc::clone(conn)),
             Link::Down { why } => return Err(Fault::new(ErrorKind::Unreachable, format!("not connected: {why}"))),
             Link::Closed => return Err(Fault::new(ErrorKind::Unreachable, "the connection was closed")),
         };
-        let conn = match lane {
-            None => Arc::clone(&main),
-            Some(lane) => self.lane_connection(lane, generation)?,
-        };
+        let conn = self.lane_connection(lane, generation)?;
         body(&conn).map_err(|fault| {
             if conn.is_alive() {
                 return fault;
@@ -134,6 +136,13 @@ impl Session {
             }
             fault.with_kind(ErrorKind::Unreachable)
         })
+    }
+
+    /// Has the next call of a lane open a new connection. The old one ends with the calls that still use it.
+    pub(super) fn retire(&self, lane: &'static str) {
+        let old = self.extra.lock().unwrap_or_else(PoisonError::into_inner).remove(lane);
+        // Closing blocks, and this is an async thread: let the supervisor do it.
+        let _ = self.notes.send(Note::Drop(old.map(|(_, conn)| conn)));
     }
 
     /// The lane's own connection, opened when first needed and again when it or the main one was replaced.
@@ -167,7 +176,7 @@ impl Session {
                         break;
                     }
                 }
-                Note::Lost { .. } => {}
+                Note::Lost { .. } | Note::Drop(_) => {}
                 Note::IoError { uuid, name, alias } => self.io_error(uuid, name, &alias),
                 Note::Close => break,
             }
@@ -225,7 +234,7 @@ impl Session {
 
     /// libvirt names the device by its alias; people and we know targets.
     fn io_error(&self, uuid: Uuid, name: String, alias: &str) {
-        let target = self.with(None, |conn| {
+        let target = self.with("supervisor", |conn| {
             let domain = DomainXml::parse(&conn.by_uuid(uuid)?.xml(0)?)?;
             Ok(domain.disks.into_iter().find(|d| d.alias.as_deref() == Some(alias)).map(|d| d.disk.target))
         });
