@@ -1,0 +1,1 @@
+//! Repositories written by the first release restore for ever.

@@ -1,0 +1,9 @@
+//! The repository as its callers see it: one binary, one module per promise.
+
+mod common;
+mod crash;
+mod damage;
+mod format1;
+mod keys;
+mod roundtrip;
+mod stores;

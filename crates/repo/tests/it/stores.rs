@@ -1,0 +1,147 @@
+//! One contract for every store.
+
+use std::{os::unix::fs::PermissionsExt, sync::Arc};
+
+use virtward_repo::{
+    Error, Repository, Store,
+    store::{
+        self, Put,
+        faulty::{Faults, FaultyStore},
+        fs::FsStore,
+        mem::MemStore,
+    },
+};
+
+use crate::common::*;
+
+fn contract(store: &dyn Store) {
+    assert!(!store.exists("data/00/a").unwrap());
+    assert!(matches!(store.size("data/00/a"), Err(Error::Missing { .. })));
+    assert!(matches!(store.get("data/00/a", 10), Err(Error::Missing { .. })));
+    assert_eq!(store.put_if_absent("data/00/a", b"hello").unwrap(), Put::Created);
+    assert_eq!(store.put_if_absent("data/00/a", b"other").unwrap(), Put::Exists);
+    assert_eq!(store.get("data/00/a", 5).unwrap(), b"hello");
+    assert!(matches!(store.get("data/00/a", 4), Err(Error::Damaged { .. })));
+    assert_eq!(store.get_range("data/00/a", 1, 3).unwrap(), b"ell");
+    assert!(matches!(store.get_range("data/00/a", 3, 3), Err(Error::Damaged { .. })));
+    assert!(matches!(store.get_range("data/00/a", u64::MAX, 3), Err(_)));
+
+    let mut writer = store.create("data/01/b").unwrap();
+    writer.write(b"by ").unwrap();
+    writer.write(b"parts").unwrap();
+    assert!(!store.exists("data/01/b").unwrap(), "nothing appears before the end");
+    assert_eq!(writer.finish().unwrap(), Put::Created);
+    let mut late = store.create("data/01/b").unwrap();
+    late.write(b"too late").unwrap();
+    assert_eq!(late.finish().unwrap(), Put::Exists);
+    assert_eq!(store.get("data/01/b", 100).unwrap(), b"by parts");
+    let mut dropped = store.create("data/02/c").unwrap();
+    dropped.write(b"never").unwrap();
+    drop(dropped);
+
+    let listed = |prefix: &str| {
+        let mut names = Vec::new();
+        store
+            .list(prefix, &mut |object| {
+                names.push((object.name, object.bytes));
+                Ok(())
+            })
+            .unwrap();
+        names.sort();
+        names
+    };
+    let both = vec![("data/00/a".to_owned(), 5), ("data/01/b".to_owned(), 8)];
+    assert_eq!((listed(""), listed("data/"), listed("none/")), (both.clone(), both, vec![]));
+    assert!(store.delete("data/00/a").unwrap());
+    assert!(!store.delete("data/00/a").unwrap());
+    for bad in ["", "/x", "../x", "a/../b", "A", "a//b", "a\0", ".hidden"] {
+        assert!(store.put_if_absent(bad, b"").is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn all_stores_keep_the_contract() {
+    contract(&MemStore::new());
+    contract(&FaultyStore::new(Arc::new(MemStore::new()), Faults::default()));
+    let dir = tempfile::tempdir().unwrap();
+    contract(&FsStore::new(&dir.path().join("deep/er")));
+}
+
+#[test]
+fn racing_puts_have_one_winner() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = FsStore::new(dir.path());
+    let created = std::sync::atomic::AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for n in 0..8u8 {
+            let (store, created) = (&store, &created);
+            scope.spawn(move || {
+                if store.put_if_absent("points/x", &[n; 9000]).unwrap() == Put::Created {
+                    created.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    assert_eq!(created.into_inner(), 1);
+    let bytes = store.get("points/x", 9000).unwrap();
+    assert!(bytes.iter().all(|b| *b == bytes[0]));
+}
+
+#[test]
+fn files_are_private_and_leftovers_of_the_dead_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("repo");
+    let store = FsStore::new(&root);
+    let _ = store.put_if_absent("keys/a", b"x").unwrap();
+    let mode = |path: &str| std::fs::metadata(root.join(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("keys"), mode("keys/a"), mode("tmp")), (0o700, 0o600, 0o700));
+
+    let live = store.create("data/00/live").unwrap();
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(30 * 86_400);
+    for name in ["1.dead", "2.fresh"] {
+        std::fs::write(root.join("tmp").join(name), b"x").unwrap();
+    }
+    for entry in std::fs::read_dir(root.join("tmp")).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.ends_with("2.fresh") {
+            std::fs::File::options().write(true).open(path).unwrap().set_modified(old).unwrap();
+        }
+    }
+    store.clean();
+    assert!(!root.join("tmp/1.dead").exists(), "old and nobody holds it");
+    assert!(root.join("tmp/2.fresh").exists(), "may be somebody's who is about to lock it");
+    assert_eq!(live.finish().unwrap(), Put::Created, "old, but its writer lives");
+}
+
+#[test]
+fn foreign_files_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("lost+found")).unwrap();
+    let store: Arc<dyn Store> = Arc::new(FsStore::new(dir.path()));
+    let repo = init(store);
+    std::fs::write(dir.path().join("README.txt"), "hands off").unwrap();
+    back_up(&repo, "a", b"x").unwrap();
+    std::fs::write(dir.path().join("points/.nfs0001"), "").unwrap();
+    assert!(repo.check(&()).unwrap().is_ok());
+}
+
+#[test]
+fn urls_are_understood_or_refused_with_advice() {
+    assert!(store::open("/srv/backup").is_ok() && store::open("file:///srv/backup").is_ok());
+    for (bad, says) in [("s3://bucket/x", "not supported yet"), ("file://host/x", "three slashes"), ("", "empty")] {
+        let error = store::open(bad).err().unwrap().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    let error = Repository::open(store::open("/nonexistent/place").unwrap(), &secret()).unwrap_err();
+    assert!(matches!(error, Error::NotARepository { .. }), "{error}");
+}
+
+#[test]
+fn a_store_that_refuses_is_called_by_its_name() {
+    // Root ignores permissions, but nobody can make a directory below a file.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let store = FsStore::new(&dir.path().join("file/repo"));
+    let error = store.put_if_absent("config", b"x").unwrap_err();
+    assert!(error.to_string().contains("file/repo"), "{error}");
+}
