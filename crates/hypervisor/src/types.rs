@@ -165,7 +165,8 @@ pub struct CheckpointInfo {
     pub created_unix_s: i64,
     /// Parent checkpoint.
     pub parent: Option<String>,
-    /// Targets that have a bitmap, with the size of the disk then, in bytes.
+    /// Targets that have a bitmap, with the size of the disk then, in bytes; 0 where the hypervisor did not record it
+    /// (libvirt never does).
     pub disks: Vec<(String, u64)>,
 }
 

@@ -54,8 +54,8 @@ enum Note {
         name: String,
         alias: String,
     },
-    /// Holds a connection until it reaches a thread that may block.
-    Drop(#[allow(dead_code)] Option<Arc<Conn>>),
+    /// A connection to close here, if this is its last owner.
+    Release(Arc<Conn>),
     Close,
 }
 
@@ -141,8 +141,10 @@ impl Session {
     /// Has the next call of a lane open a new connection. The old one ends with the calls that still use it.
     pub(super) fn retire(&self, lane: &'static str) {
         let old = self.extra.lock().unwrap_or_else(PoisonError::into_inner).remove(lane);
-        // Closing blocks, and this is an async thread: let the supervisor do it.
-        let _ = self.notes.send(Note::Drop(old.map(|(_, conn)| conn)));
+        if let Some((_, conn)) = old {
+            // Closing blocks, and this is an async thread: let the supervisor do it.
+            let _ = self.notes.send(Note::Release(conn));
+        }
     }
 
     /// The lane's own connection, opened when first needed and again when it or the main one was replaced.
@@ -176,7 +178,8 @@ impl Session {
                         break;
                     }
                 }
-                Note::Lost { .. } | Note::Drop(_) => {}
+                Note::Lost { .. } => {}
+                Note::Release(conn) => drop(conn),
                 Note::IoError { uuid, name, alias } => self.io_error(uuid, name, &alias),
                 Note::Close => break,
             }

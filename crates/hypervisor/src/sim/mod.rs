@@ -111,7 +111,7 @@ impl SimHost {
     /// Runs one call: refused when the connection is gone or a failure was ordered, described by `verb` and the
     /// domain's name when it fails.
     fn call<T>(&self, method: &str, verb: &str, body: impl FnOnce(&mut World, &str) -> Outcome<T>) -> Result<T> {
-        self.enter(method, verb, |world| body(world, &self.name)).map_err(|r| r.into_error(verb, ""))
+        self.enter(method, |world| body(world, &self.name)).map_err(|r| r.into_error(verb, ""))
     }
 
     /// [`SimHost::call`] on one domain.
@@ -123,7 +123,7 @@ impl SimHost {
         body: impl FnOnce(&mut Domain, &mut Around<'_>) -> Outcome<T>,
     ) -> Result<T> {
         let mut subject = vm.to_string();
-        let outcome = self.enter(method, verb, |world| {
+        let outcome = self.enter(method, |world| {
             // Taken out for the time of the call, so that the body may change the world around it.
             let domain = world.hosts.get_mut(&self.name).and_then(|h| h.domains.remove(&vm));
             let mut domain = domain.ok_or_else(|| no_domain(&vm.to_string()))?;
@@ -140,7 +140,7 @@ impl SimHost {
         outcome.map_err(|r| r.into_error(verb, &subject))
     }
 
-    fn enter<T>(&self, method: &str, _verb: &str, body: impl FnOnce(&mut World) -> Outcome<T>) -> Outcome<T> {
+    fn enter<T>(&self, method: &str, body: impl FnOnce(&mut World) -> Outcome<T>) -> Outcome<T> {
         let mut world = self.lock();
         let host = world.hosts.get_mut(&self.name).ok_or_else(|| refuse(ErrorKind::Unreachable, "no such host"))?;
         if host.closed || !host.connected || !host.powered {

@@ -29,6 +29,8 @@ pub trait Bench: Send + Sync {
     fn make_image(&self, path: &Path, format: &str, size: u64);
     /// A running guest with an agent, a data disk, and at least one file system to freeze.
     async fn agent_guest(&self) -> Uuid;
+    /// Makes the agent of [`Bench::agent_guest`] stop answering without going away.
+    async fn hang_agent(&self, vm: Uuid);
     /// Writes to a disk of a running guest as the guest would.
     async fn guest_writes(&self, vm: Uuid, target: &str, offset: u64, length: u64);
     /// Kills the QEMU process.

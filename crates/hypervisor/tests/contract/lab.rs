@@ -69,11 +69,10 @@ impl Lab {
         let guard = Arc::new(Guard { name: format!("hv{:07x}", Uuid::new_v4().as_fields().0 >> 4) });
         let lab = guard.run(&["up", "--hosts", "2"]);
         let hosts = lab["hosts"].as_array().expect("hosts").clone();
-        let connect = async |i: usize| {
-            let uri = hosts[i]["uri"].as_str().expect("uri").to_owned();
-            Arc::new(Libvirt::connect(&uri).await.expect("connect"))
-        };
-        let (hypervisor, other) = (connect(0).await, connect(1).await);
+        let connect =
+            async |uri: &Value| Arc::new(Libvirt::connect(uri.as_str().expect("a URI")).await.expect("connect"));
+        // One over its Unix socket, one over TCP.
+        let (hypervisor, other) = (connect(&hosts[0]["uri"]).await, connect(&hosts[1]["tcp_uri"]).await);
         let dir = PathBuf::from(lab["shared_storage"].as_str().expect("shared storage"));
         let hands = Arc::clone(&guard);
         let boot = move || hands.run(&["vm", "create", "agent", "--host", "h1", "--disk", "64MiB", "--wait"]);
@@ -108,6 +107,13 @@ impl Bench for Lab {
         let booting = self.booting.lock().expect("no panic").take().expect("asked for once");
         let made = booting.await.expect("the guest with an agent boots");
         made["uuid"].as_str().expect("uuid").parse().expect("a UUID")
+    }
+
+    async fn hang_agent(&self, _vm: Uuid) {
+        // Later than the command that orders it, which the agent still has to answer.
+        let order = "(sleep 1; kill -STOP $(pidof qemu-ga)) >/dev/null 2>&1 &";
+        tokio::task::block_in_place(|| self.guard.run(&["vm", "exec", "agent", "--", "sh", "-c", order]));
+        tokio::time::sleep(Duration::from_secs(3)).await;
     }
 
     async fn guest_writes(&self, vm: Uuid, target: &str, offset: u64, length: u64) {

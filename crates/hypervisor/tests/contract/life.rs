@@ -114,6 +114,12 @@ pub async fn agent_present(bench: &dyn Bench) {
     assert!(ask("guest-fsfreeze-status").await.expect("status").contains("thawed"));
     assert_eq!(hv.fs_thaw(id).await.expect("thawing what is not frozen is no error"), 0);
     expect_kind(ask("guest-no-such-thing").await, ErrorKind::Unsupported);
+
+    bench.hang_agent(id).await;
+    let begun = Instant::now();
+    expect_kind(hv.agent(id, r#"{"execute":"guest-ping"}"#, 1).await, ErrorKind::AgentUnavailable);
+    assert!(begun.elapsed() < Duration::from_secs(8), "a hung agent is given up: {:?}", begun.elapsed());
+    assert_eq!(hv.lookup(&id.to_string()).await.expect("a hung agent hangs nothing else").state, VmState::Running);
     hv.destroy(id).await.expect("destroy");
 }
 

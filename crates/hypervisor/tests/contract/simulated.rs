@@ -51,6 +51,10 @@ impl Bench for Simulated {
         vm.uuid
     }
 
+    async fn hang_agent(&self, vm: Uuid) {
+        self.host.set_agent(vm, AgentMode::Hung);
+    }
+
     async fn guest_writes(&self, vm: Uuid, target: &str, offset: u64, length: u64) {
         self.host.write(vm, target, offset, length);
     }
