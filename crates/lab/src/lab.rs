@@ -54,7 +54,8 @@ pub fn up(name: &LabName, args: &UpArgs) -> Result<Status> {
 fn build(name: &LabName, args: &UpArgs) -> Result<Lab> {
     let mut lab = reserve(name, args)?;
     write_atomically(&Lab::run_dir(name).join("hosts"), hosts_file(&lab).as_bytes())?;
-    fs::create_dir_all(lab.shared_dir()).context("cannot create the shared storage")?;
+    let shared = lab.shared_dir();
+    fs::create_dir_all(&shared).with_context(|| format!("cannot create {}", shared.display()))?;
     for host in &lab.hosts {
         net::create_host(&lab, host)?;
         HostRef::new(&lab, host).prepare()?;
@@ -135,8 +136,8 @@ fn owns_default_socket(name: &LabName) -> bool {
 /// Stops a lab and removes everything of it. Tells whether there was anything.
 pub fn down(name: &LabName) -> Result<bool> {
     let lock = Lock::lab(name)?;
-    let found = Lab::run_dir(name).exists()
-        || Lab::var_dir(name).exists()
+    let found = Lab::run_dir(name).is_dir()
+        || Lab::var_dir(name).is_dir()
         || !net::namespaces(name).is_empty()
         || owns_default_socket(name);
     dismantle(name)?;
@@ -157,11 +158,9 @@ fn dismantle(name: &LabName) -> Result<()> {
     }
     for dir in [Lab::run_dir(name), Lab::var_dir(name)] {
         unmount_below(&dir)?;
-        match fs::remove_dir_all(&dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).with_context(|| format!("cannot remove {}", dir.display()));
-            }
-            _ => {}
+        // Anything but a directory there is not the lab's.
+        if dir.is_dir() {
+            fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
         }
     }
     Ok(())
