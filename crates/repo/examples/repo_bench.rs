@@ -121,7 +121,10 @@ fn run(mib: usize, root: &std::path::Path) -> Outcome<()> {
     let points = repo.points()?.points.len();
     println!("open and list {points} points by key file {:6.3} s", begin.elapsed().as_secs_f64());
     for in_flight in [2, 16] {
-        let sums = |_: u64, bytes: &[u8]| -> io::Result<()> { std::hint::black_box(bytes); Ok(()) };
+        let sums = |_: u64, bytes: &[u8]| -> io::Result<()> {
+            std::hint::black_box(bytes);
+            Ok(())
+        };
         let begin = Instant::now();
         repo.disk(&next)?.copy_to(&sums, &RestoreOptions { in_flight, ..RestoreOptions::default() })?;
         line(&format!("restore to nowhere, {in_flight} in flight"), bytes, begin);
@@ -144,6 +147,10 @@ fn run(mib: usize, root: &std::path::Path) -> Outcome<()> {
     line("verify without keys", bytes, begin);
     let status = fs::read_to_string("/proc/self/status")?;
     let peak = status.lines().find(|l| l.starts_with("VmHWM")).unwrap_or("VmHWM: ?");
-    writeln!(io::stdout(), "peak memory {} (the image takes {mib} MiB of it)", peak.trim_start_matches("VmHWM:").trim())?;
+    writeln!(
+        io::stdout(),
+        "peak memory {} (the image takes {mib} MiB of it)",
+        peak.trim_start_matches("VmHWM:").trim()
+    )?;
     Ok(())
 }

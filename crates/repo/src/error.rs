@@ -12,7 +12,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// There is no repository at this place.
-    #[error("{location} is not a Virtward repository (it has no `config`); check the path, or create one with `virtward repo init`")]
+    #[error(
+        "{location} is not a Virtward repository (it has no `config`); check the path, or create one with `virtward repo init`"
+    )]
     NotARepository {
         /// URL or path of the store.
         location: String,
@@ -50,7 +52,9 @@ pub enum Error {
         what: String,
     },
     /// The keys at hand do not allow this.
-    #[error("this needs the {class} key, which the key slot in use does not hold; open the repository with another key")]
+    #[error(
+        "this needs the {class} key, which the key slot in use does not hold; open the repository with another key"
+    )]
     KeyNotHeld {
         /// Class of the missing key.
         class: &'static str,
@@ -96,13 +100,17 @@ pub enum Error {
         object: String,
     },
     /// No space, or a quota is used up.
-    #[error("no space left for {object}; free space in the repository's file system or raise its quota, then run again")]
+    #[error(
+        "no space left for {object}; free space in the repository's file system or raise its quota, then run again"
+    )]
     StorageFull {
         /// Object that was being written.
         object: String,
     },
     /// The store refuses.
-    #[error("permission denied: cannot {action} {object}; run as the user that owns the repository, or fix its permissions")]
+    #[error(
+        "permission denied: cannot {action} {object}; run as the user that owns the repository, or fix its permissions"
+    )]
     PermissionDenied {
         /// What was tried.
         action: &'static str,

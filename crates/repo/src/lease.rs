@@ -63,7 +63,11 @@ pub fn newest_epoch(store: &dyn Store, ring: &KeyRing) -> Result<Epoch> {
     let Some(number) = newest else { return Ok(Epoch::default()) };
     let name = names::epoch(number);
     let epoch: Epoch = sealed::open(ring, Kind::Epoch, &name, &store.get(&name, envelope::ENVELOPE_BYTES_MAX)?)?;
-    if epoch.epoch == number { Ok(epoch) } else { Err(Error::damaged(name, "it holds another epoch than its name says")) }
+    if epoch.epoch == number {
+        Ok(epoch)
+    } else {
+        Err(Error::damaged(name, "it holds another epoch than its name says"))
+    }
 }
 
 /// A writer's lease. Ends when dropped.

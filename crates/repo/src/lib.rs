@@ -14,6 +14,8 @@ mod keys;
 mod lease;
 mod manifest;
 mod pack;
+#[cfg(test)]
+mod parsers_test;
 mod points;
 mod progress;
 mod reader;
@@ -37,6 +39,4 @@ pub use verify::{
     CheckReport, CiphertextReport, Damage, DamagedDisk, DamagedPoint, VerifyMode, VerifyOptions, VerifyReport,
     verify_ciphertext,
 };
-pub use writer::{
-    ChunkBuf, Compared, DiskResult, DiskSpec, DiskStats, DiskWriter, Writer, WriterOptions,
-};
+pub use writer::{ChunkBuf, Compared, DiskResult, DiskSpec, DiskStats, DiskWriter, Writer, WriterOptions};

@@ -12,12 +12,7 @@ use virtward_model::PointId;
 use crate::{
     crypto::Sealer,
     error::{Error, Result},
-    format::{
-        ChunkId, Malformed, ObjectId,
-        config::Config,
-        envelope::ENVELOPE_BYTES_MAX,
-        names,
-    },
+    format::{ChunkId, Malformed, ObjectId, config::Config, envelope::ENVELOPE_BYTES_MAX, names},
     index::{Index, Location},
     keys::{KdfCost, KeyInfo, KeyRing, Secret, slot},
     manifest::{
@@ -44,6 +39,8 @@ pub struct InitOptions {
     pub kdf: KdfCost,
     /// Label of the first key slot.
     pub label: String,
+    /// Seal data to a public key, so that write-only keys can be made: see [`Repository::add_write_only_key`].
+    pub sealed: bool,
 }
 
 /// An open repository.
@@ -116,7 +113,10 @@ impl Repository {
             Ok(())
         })?;
         let config = Config::new();
-        let ring = KeyRing::generate(config.repository);
+        let ring = match options.sealed {
+            true => KeyRing::generate_sealing(config.repository),
+            false => KeyRing::generate(config.repository),
+        };
         let (info, bytes) = slot::create(&config, &ring, secret, &options.label, options.kdf)?;
         put_new(&*store, &names::key(&info.id), &bytes)?;
         let encoded = config.encode();
@@ -183,7 +183,23 @@ impl Repository {
 
     /// Adds a key slot with all keys that this one holds.
     pub fn add_key(&self, secret: &Secret, label: &str, cost: KdfCost) -> Result<KeyInfo> {
-        let Inner { store, config, ring, .. } = &*self.inner;
+        self.add_slot(&self.inner.ring, secret, label, cost)
+    }
+
+    /// Adds a key slot that opens everything but the data: its holder can back up, list and verify ciphertext, and cannot
+    /// read a disk. Only for a repository that was created `sealed`.
+    pub fn add_write_only_key(&self, secret: &Secret, label: &str, cost: KdfCost) -> Result<KeyInfo> {
+        let ring = self.inner.ring.write_only();
+        if !ring.can_write_data() {
+            return Err(Error::Unsupported {
+                what: "write-only keys need a repository that was created with sealed data".into(),
+            });
+        }
+        self.add_slot(&ring, secret, label, cost)
+    }
+
+    fn add_slot(&self, ring: &KeyRing, secret: &Secret, label: &str, cost: KdfCost) -> Result<KeyInfo> {
+        let Inner { store, config, .. } = &*self.inner;
         let (info, bytes) = slot::create(config, ring, secret, label, cost)?;
         put_new(&**store, &names::key(&info.id), &bytes)?;
         Ok(info)
@@ -262,10 +278,10 @@ impl Inner {
 
 impl Pages for Inner {
     fn page(&self, id: &ChunkId, level: u8) -> Result<Arc<Page>> {
-        if let Some(page) = lock(&self.pages).get(id) {
-            if page.level == level {
-                return Ok(page);
-            }
+        if let Some(page) = lock(&self.pages).get(id)
+            && page.level == level
+        {
+            return Ok(page);
         }
         let bytes = self.read_record(id)?;
         if bytes.len() > PAGE_BYTES_MAX {

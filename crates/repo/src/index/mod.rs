@@ -45,6 +45,11 @@ pub struct Segment {
     pub packs: Vec<Arc<PackInfo>>,
 }
 
+/// Segment and number of a block.
+type BlockKey = (ObjectId, u64);
+/// A decoded block.
+type Block = Arc<Vec<IndexEntry>>;
+
 /// A segment that could not be used, and why.
 pub type Unusable = (String, Error);
 
@@ -65,7 +70,7 @@ pub struct Index {
     ring: Arc<KeyRing>,
     state: RwLock<Option<Arc<State>>>,
     refreshing: Mutex<()>,
-    blocks: Mutex<Cache<(ObjectId, u64), Arc<Vec<IndexEntry>>>>,
+    blocks: Mutex<Cache<BlockKey, Block>>,
 }
 
 impl Index {
@@ -219,7 +224,22 @@ impl Index {
         Ok(())
     }
 
-    fn block(&self, segment: &Segment, block: u64) -> Result<Arc<Vec<IndexEntry>>> {
+    /// Checks that a segment's entries are sorted and its fences true: other readers search by them.
+    pub fn check_order(&self, segment: &Segment) -> Result<()> {
+        let (offset, len) = segment.opened.clear.header.fences_range();
+        let mut sealed = self.store.get_range(&segment.name, offset, len)?;
+        let fences = segment.opened.fences(&mut sealed).map_err(|e| e.at(&*segment.name))?;
+        let (mut ordinal, mut last, mut is_good) = (0usize, ChunkId([0; 32]), true);
+        self.read_segment(segment, &mut |e| {
+            let id = e.entry.id;
+            let is_first = ordinal % BLOCK_ENTRIES == 0;
+            is_good &= id >= last && (!is_first || fences.get(ordinal / BLOCK_ENTRIES) == Some(&id.prefix()));
+            (ordinal, last) = (ordinal + 1, id);
+        })?;
+        if is_good { Ok(()) } else { Err(Malformed("its entries are not in order").at(&*segment.name)) }
+    }
+
+    fn block(&self, segment: &Segment, block: u64) -> Result<Block> {
         let header = &segment.opened.clear.header;
         let key = (header.segment, block);
         if let Some(entries) = lock(&self.blocks).get(&key) {

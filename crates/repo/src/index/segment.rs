@@ -11,10 +11,7 @@ use crate::{
     error::Result,
     format::{ChunkId, Cursor, Malformed, ObjectId, cursor::push_checksum, names},
     keys::KeyRing,
-    pack::{
-        Entry, Footer, PackInfo,
-        layout::TAIL_BYTES,
-    },
+    pack::{Entry, Footer, PackInfo, layout::TAIL_BYTES},
 };
 
 /// Bytes of the fixed header.
@@ -118,6 +115,10 @@ impl Header {
     fn fences_bytes(&self) -> u64 {
         self.blocks() * 8 + TAG_BYTES as u64
     }
+    /// Where the fences are in the segment: offset and length.
+    pub fn fences_range(&self) -> (u64, usize) {
+        (self.clear_bytes() as u64, self.fences_bytes() as usize)
+    }
     /// Where a block is in the segment: offset and length.
     pub fn block_range(&self, block: u64) -> (u64, usize) {
         let begin = self.clear_bytes() as u64 + self.fences_bytes() + block * BLOCK_BYTES as u64;
@@ -204,7 +205,7 @@ impl Opened {
         Ok(())
     }
 
-    /// Opens the fences. The reader of format 1 does not need them while it keeps a table of its own.
+    /// Opens the fences.
     pub fn fences(&self, sealed: &mut [u8]) -> Result<Vec<u64>, Malformed> {
         let text = self.sealer.open(FENCES_NONCE, &self.aad, sealed)?;
         Ok(text.as_chunks::<8>().0.iter().map(|b| u64::from_be_bytes(*b)).collect())

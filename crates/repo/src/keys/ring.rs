@@ -166,6 +166,11 @@ impl KeyRing {
         self.entries.iter().any(|e| e.class == Class::Data && e.form != Form::X25519Public)
     }
 
+    /// Whether data can be written.
+    pub fn can_write_data(&self) -> bool {
+        self.newest(Class::Data).is_some()
+    }
+
     /// Wraps the key of a new pack. `aad` identifies the pack.
     pub(crate) fn wrap(&self, class: Class, cipher: Cipher, aad: &[u8], key: &Key) -> Result<Wrapped> {
         let to = self.newest(class).ok_or(Error::KeyNotHeld { class: class_name(class) })?;

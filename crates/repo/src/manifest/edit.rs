@@ -120,7 +120,8 @@ impl Edit<'_> {
             Base::Node(r) => Some(self.pages.page(&r.id, level)?),
             _ => None,
         };
-        let refs = if level == 0 { self.leaf_refs(node, old.as_deref()) } else { self.children(level, node, base, old)? };
+        let refs =
+            if level == 0 { self.leaf_refs(node, old.as_deref()) } else { self.children(level, node, base, old)? };
         match refs {
             Refs::Page(refs) => Page::new(level, refs).map(|page| (self.write)(&page)).transpose(),
             Refs::Written(r) => Ok(r),

@@ -86,7 +86,6 @@ struct Sink {
     hasher: blake3::Hasher,
 }
 
-
 /// A pack whose records are all written; what remains is table, tail and durability.
 pub struct FullPack {
     pack: Arc<OpenPack>,
@@ -218,11 +217,11 @@ impl Appender {
         if let Some(e) = &out.failed {
             return Err(e.clone());
         }
-        if out.end == Some(out.written) {
-            if let Some(sink) = out.sink.take() {
-                drop(out);
-                (self.on_full)(FullPack { pack: pack.clone(), sink });
-            }
+        if out.end == Some(out.written)
+            && let Some(sink) = out.sink.take()
+        {
+            drop(out);
+            (self.on_full)(FullPack { pack: pack.clone(), sink });
         }
         spare.clear();
         Ok(spare)

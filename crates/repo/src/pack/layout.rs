@@ -43,10 +43,6 @@ pub struct Header {
     pub repository: ObjectId,
     /// Identity of the pack; random.
     pub pack: ObjectId,
-    /// Writer that made it.
-    pub writer: ObjectId,
-    /// Epoch of that writer when the pack was begun.
-    pub epoch: u64,
     wrapped: Wrapped,
     metadata_generation: u32,
     table_salt: [u8; 32],
@@ -95,14 +91,14 @@ impl Header {
         }
         let (class, cipher) = (PackClass::from_byte(at.u8()?)?, Cipher::from_byte(at.u8()?)?);
         at.u32()?;
-        let (repository, pack, writer) = (ObjectId(at.array()?), ObjectId(at.array()?), ObjectId(at.array()?));
-        let epoch = at.u64()?;
+        let (repository, pack) = (ObjectId(at.array()?), ObjectId(at.array()?));
+        at.take(16 + 8)?; // Writer and epoch: for people and collectors, not for readers.
         let form = u8::try_from(at.u32()?).map_err(|_| Malformed("its key is wrapped in an unknown way"))?;
         let (generation, salt, key) = (at.u32()?, at.array()?, at.array::<WRAPPED_BYTES>()?);
         let (metadata_generation, table_salt) = (at.u32()?, at.array()?);
         let wrapped = Wrapped { form, generation, salt, key };
         let bytes = *bytes;
-        Ok(Self { class, cipher, repository, pack, writer, epoch, wrapped, metadata_generation, table_salt, bytes })
+        Ok(Self { class, cipher, repository, pack, wrapped, metadata_generation, table_salt, bytes })
     }
 
     /// The exact bytes.

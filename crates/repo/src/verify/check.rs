@@ -101,7 +101,7 @@ impl Repository {
         for segment in &state.segments {
             let mut counts: HashMap<u32, u32> = HashMap::new();
             let read = self.inner.index.read_segment(segment, &mut |e| *counts.entry(e.pack).or_default() += 1);
-            match read {
+            match read.and_then(|()| self.inner.index.check_order(segment)) {
                 Ok(()) => {}
                 Err(e) if e.is_damage() => report.bad(&*segment.name, describe(&e)),
                 Err(e) => return Err(e),

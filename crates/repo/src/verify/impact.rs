@@ -2,11 +2,7 @@
 //!
 //! Pages that restore points share are walked once: a page below which all is well is remembered.
 
-use std::{
-    collections::HashSet,
-    ops::Range,
-    sync::Arc,
-};
+use std::{collections::HashSet, ops::Range, sync::Arc};
 
 use virtward_model::DiskRecord;
 
@@ -54,7 +50,13 @@ impl<'a> Impact<'a> {
             }
             if attachments || !disks.is_empty() {
                 let point = &record.point;
-                damaged.push(DamagedPoint { id: point.id, vm: point.vm.clone(), taken: point.taken, disks, attachments });
+                damaged.push(DamagedPoint {
+                    id: point.id,
+                    vm: point.vm.clone(),
+                    taken: point.taken,
+                    disks,
+                    attachments,
+                });
             }
         }
         Ok(damaged)

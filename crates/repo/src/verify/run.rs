@@ -68,6 +68,9 @@ impl Repository {
         if options.percent.is_some_and(|p| !(1..=100).contains(&p)) {
             return Err(Error::Misuse { what: "a percentage to verify is from 1 to 100".into() });
         }
+        if options.mode == VerifyMode::Full && !self.can_restore() {
+            return Err(Error::KeyNotHeld { class: "data" });
+        }
         self.inner.forget();
         let mut bad = Bad::default();
         let records = self.records_to_verify(options, &mut bad)?;
@@ -83,8 +86,10 @@ impl Repository {
             let wanted = Impact::new(self, &bad).packs_of(&records)?;
             packs.retain(|p| wanted.contains(&p.id()));
             bad.packs.retain(|id| wanted.contains(id));
-            let wanted: HashSet<String> = state.packs().values().filter(|p| wanted.contains(&p.id())).map(|p| p.name()).collect();
-            bad.objects.retain(|d| !d.object.contains('/') || d.object.starts_with("points/") || wanted.contains(&d.object));
+            let wanted: HashSet<String> =
+                state.packs().values().filter(|p| wanted.contains(&p.id())).map(|p| p.name()).collect();
+            bad.objects
+                .retain(|d| !d.object.contains('/') || d.object.starts_with("points/") || wanted.contains(&d.object));
         }
         let total = packs.len() as u64;
         let run = Run {

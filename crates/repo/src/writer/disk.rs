@@ -271,16 +271,18 @@ impl DiskWriter {
     pub fn put_zero(&self, first: u64, count: u64) -> Result<()> {
         self.shared.status()?;
         let state = &*self.state;
-        let end = first.checked_add(count).filter(|end| *end <= state.chunks).ok_or_else(|| Error::Misuse {
-            what: format!("{count} zero chunks put at {first} of {}", state.chunks),
-        })?;
+        let end = first
+            .checked_add(count)
+            .filter(|end| *end <= state.chunks)
+            .ok_or_else(|| Error::Misuse { what: format!("{count} zero chunks put at {first} of {}", state.chunks) })?;
         state.put.fetch_add(count, Relaxed);
         state.zero.fetch_add(count, Relaxed);
         let mut index = first;
         while index < end {
             let leaf = index / FANOUT;
             let leaf_end = leaf * FANOUT + state.leaf_len(leaf);
-            let untouched = index % FANOUT == 0 && end >= leaf_end && !lock(&state.changes).contains_key(&leaf);
+            let untouched =
+                index.is_multiple_of(FANOUT) && end >= leaf_end && !lock(&state.changes).contains_key(&leaf);
             if untouched {
                 // Without a base an untouched leaf is zero already.
                 if state.base.is_some() {
@@ -360,7 +362,7 @@ impl DiskWriter {
     fn cut_last_chunk(&self) -> Result<()> {
         let state = &*self.state;
         let Some((tree, base_bytes)) = state.base else { return Ok(()) };
-        let is_cut = base_bytes > state.size_bytes && state.size_bytes % u64::from(state.chunk_bytes) != 0;
+        let is_cut = base_bytes > state.size_bytes && !state.size_bytes.is_multiple_of(state.chunk_bytes.into());
         if !is_cut || state.last.load(Relaxed) != LAST_UNKNOWN {
             return Ok(());
         }
@@ -383,7 +385,11 @@ impl DiskWriter {
         let root_text = root.map(|r| r.id.to_string()).unwrap_or_default();
         self.shared.add_root(&root_text);
         drop(changes);
-        let short = if self.last_is_data()? { u64::from(state.chunk_bytes) - self.chunk_len(state.chunks - 1) as u64 } else { 0 };
+        let short = if self.last_is_data()? {
+            u64::from(state.chunk_bytes) - self.chunk_len(state.chunks - 1) as u64
+        } else {
+            0
+        };
         let data_bytes = root.map_or(0, |r| r.chunks) * u64::from(state.chunk_bytes) - short;
         let DiskStats { new_bytes, stored_bytes, .. } = self.stats();
         Ok(DiskResult { root: root_text, new_bytes, stored_bytes, data_bytes, stats: self.stats() })

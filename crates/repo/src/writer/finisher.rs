@@ -33,6 +33,9 @@ pub struct Finisher {
     settled: Condvar,
 }
 
+/// The finisher, where to send packs, and its thread.
+type Started = (Arc<Finisher>, Sender<Option<FullPack>>, JoinHandle<()>);
+
 #[derive(Default)]
 struct Counts {
     outstanding: usize,
@@ -42,18 +45,9 @@ struct Counts {
 
 impl Finisher {
     /// Starts the thread; `None` ends it.
-    pub fn start(
-        repo: &Repository,
-        origin: Origin,
-        failed: Arc<OnceLock<Error>>,
-    ) -> Result<(Arc<Self>, Sender<Option<FullPack>>, JoinHandle<()>)> {
-        let finisher = Arc::new(Self {
-            repo: repo.clone(),
-            origin,
-            failed,
-            progress: Mutex::default(),
-            settled: Condvar::new(),
-        });
+    pub fn start(repo: &Repository, origin: Origin, failed: Arc<OnceLock<Error>>) -> Result<Started> {
+        let finisher =
+            Arc::new(Self { repo: repo.clone(), origin, failed, progress: Mutex::default(), settled: Condvar::new() });
         let (full, packs) = bounded(QUEUED_MAX);
         let own = finisher.clone();
         let thread = std::thread::Builder::new()

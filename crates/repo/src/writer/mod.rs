@@ -160,7 +160,7 @@ impl Writer {
         if base.chunk_bytes != chunk_bytes {
             return bad(format!("it has chunks of {} bytes, this backup of {chunk_bytes}", base.chunk_bytes));
         }
-        let cuts = base.size_bytes > spec.size_bytes && spec.size_bytes % u64::from(chunk_bytes) != 0;
+        let cuts = base.size_bytes > spec.size_bytes && !spec.size_bytes.is_multiple_of(chunk_bytes.into());
         if cuts && !self.shared.repo.can_restore() {
             return bad("the disk shrank inside a chunk, and this host's keys cannot read that chunk to cut it".into());
         }

@@ -21,7 +21,7 @@ pub fn secret() -> Secret {
 }
 
 pub fn init_options() -> InitOptions {
-    InitOptions { kdf: KdfCost::weak_for_tests(), label: "test".into() }
+    InitOptions { kdf: KdfCost::weak_for_tests(), label: "test".into(), sealed: false }
 }
 
 pub fn init(store: Arc<dyn Store>) -> Repository {

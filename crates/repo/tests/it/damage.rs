@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use virtward_model::RestorePoint;
-use virtward_repo::{Error, Repository, Store, VerifyMode, VerifyOptions, VerifyReport, store::mem::MemStore, verify_ciphertext};
+use virtward_repo::{
+    Error, Repository, Store, VerifyMode, VerifyOptions, VerifyReport, store::mem::MemStore, verify_ciphertext,
+};
 
 use crate::common::*;
 
@@ -40,7 +42,8 @@ fn every_flipped_bit_is_found() {
         let bytes = store.get(&name, u64::MAX).unwrap();
         // Everywhere in the structured ends, here and there in the middle.
         let step = (bytes.len() / 6).max(1);
-        let ends = (0..bytes.len()).filter(|at| at % step == 0 || (at % 5 == 0 && (*at < 24 || *at + 24 > bytes.len())));
+        let ends =
+            (0..bytes.len()).filter(|at| at % step == 0 || (at % 5 == 0 && (*at < 24 || *at + 24 > bytes.len())));
         for at in ends {
             let hurt = store.fork();
             let mut flipped = bytes.clone();

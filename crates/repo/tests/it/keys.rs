@@ -98,3 +98,31 @@ fn an_interrupted_creation_can_be_repeated() {
     assert_eq!(repo.list_keys().unwrap().len(), 1);
     assert_eq!(store.names().len(), 2);
 }
+
+#[test]
+fn a_write_only_host_backs_up_and_cannot_read() {
+    let store = MemStore::new();
+    let sealed = virtward_repo::InitOptions { sealed: true, ..init_options() };
+    let owner = Repository::init(Arc::new(store.clone()), &secret(), &sealed).unwrap();
+    let host = Secret::key_bytes(vec![9; 32]).unwrap();
+    owner.add_write_only_key(&host, "host", KdfCost::weak_for_tests()).unwrap();
+    let on_host = open(&store, &host).unwrap();
+    assert!(owner.can_restore() && !on_host.can_restore());
+    let mut image = noise(1, 9 * CHUNK as usize);
+    let first = back_up(&on_host, "web1", &image).unwrap();
+    image[..CHUNK as usize].fill(5);
+    let base = first.disks[0].clone();
+    let second = back_up_on(&on_host, "web1", &image, Some(&base), &|index| index == 0).unwrap();
+    assert!(second.disks[0].new_bytes <= u64::from(CHUNK), "dedup works without reading");
+    assert!(matches!(restore(&on_host, &second.disks[0]), Err(Error::KeyNotHeld { class: "data" })));
+    assert!(matches!(on_host.attachments(second.id), Err(Error::KeyNotHeld { .. })));
+    assert_eq!(on_host.points().unwrap().points.len(), 2);
+    assert!(on_host.check(&()).unwrap().is_ok());
+    let mode = virtward_repo::VerifyMode::Ciphertext;
+    assert!(on_host.verify(&virtward_repo::VerifyOptions { mode, ..Default::default() }, &()).unwrap().is_ok());
+    let full = on_host.verify(&Default::default(), &());
+    assert!(matches!(full, Err(Error::KeyNotHeld { .. })));
+    assert!(restore(&owner, &second.disks[0]).unwrap() == image);
+    let (_, symmetric) = mem_repo();
+    assert!(symmetric.add_write_only_key(&host, "", KdfCost::weak_for_tests()).is_err());
+}

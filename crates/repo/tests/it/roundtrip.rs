@@ -1,7 +1,5 @@
 //! What goes in comes out: full, incremental, resized, sparse, concurrent.
 
-
-
 use std::sync::Arc;
 
 use crate::common::*;
