@@ -14,7 +14,7 @@
 #   BENCH_BIN        directory of virtward and virtward-lab (target/release)
 #   BENCH_STRICT=1   fail if a goal is not met
 #   BENCH_MIRROR, BENCH_SUITE   where the disk's Debian comes from (deb.debian.org, this system's release)
-set -euo pipefail
+set -Eeuo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(dirname "$here")
@@ -47,7 +47,7 @@ while [ $# -gt 0 ]; do
             shift
             ;;
         -h | --help)
-            sed -n '2,/^set -e/{/^#/s/^# \{0,1\}//p}' "$0"
+            sed -n '2,/^set -E/{/^#/s/^# \{0,1\}//p}' "$0"
             exit 0
             ;;
         *) die "unknown argument '$1' (bench.sh --help)" ;;
@@ -93,6 +93,7 @@ clean() {
 }
 clean
 trap clean EXIT
+trap 'say "line $LINENO: failed: $BASH_COMMAND"' ERR
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 mkdir -p "$run"
