@@ -49,7 +49,7 @@ pub struct BackupDefaults {
     /// Command after the thaw.
     pub post_thaw: Option<String>,
     /// Read limit per second.
-    #[serde(deserialize_with = "size")]
+    #[serde(deserialize_with = "rate")]
     pub bandwidth: Option<Bytes>,
     /// Space that must stay free where the scratch images are.
     #[serde(deserialize_with = "size")]
@@ -74,6 +74,15 @@ fn size<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Bytes>, D::
     match Size::deserialize(input)? {
         Size::Number(bytes) => Ok(Some(Bytes(bytes))),
         Size::Text(text) => text.parse().map(Some).map_err(serde::de::Error::custom),
+    }
+}
+
+fn rate<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Bytes>, D::Error> {
+    match size(input)? {
+        Some(Bytes(0)) => {
+            Err(serde::de::Error::custom("a limit of nothing would never end; leave it out for no limit"))
+        }
+        rate => Ok(rate),
     }
 }
 
@@ -256,6 +265,7 @@ mod tests {
         for (text, line, word) in [
             ("repo = \"a\"\nconnect = 3\n", 2, "string"),
             ("[backup]\nbandwidth = \"fast\"\n", 2, "not a size"),
+            ("[backup]\nbandwidth = 0\n", 2, "never end"),
             ("[backup]\nquiesce = \"maybe\"\n", 2, "maybe"),
             ("repo = \n", 1, ""),
             ("repo = \"a\"\nrepo = \"b\"\n", 2, "duplicate"),

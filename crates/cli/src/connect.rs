@@ -59,17 +59,10 @@ pub async fn repository(app: &App) -> Result<Repository, Failure> {
             blocking(move || Ok(Repository::open(store, &typed.secret)?)).await
         }
         Err(error @ RepoError::WrongSecret { .. }) => {
-            Err(Failure::from(error)
-                .hint(format!("{origin} was tried; virtward was told so by {}", told_by(by_default))))
+            let hint = format!("{origin} was tried; name another one with --password-file or --key-file");
+            Err(Failure::from(error).hint(hint))
         }
         Err(error) => Err(error.into()),
-    }
-}
-
-fn told_by(by_default: bool) -> &'static str {
-    match by_default {
-        true => "nothing: name another one with --password-file or --key-file",
-        false => "an option, the environment or the configuration",
     }
 }
 
@@ -120,7 +113,10 @@ pub async fn hypervisor(app: &App) -> Result<Arc<dyn Hypervisor>, Failure> {
 /// What a job needs.
 pub fn env(app: &App, hypervisor: Arc<dyn Hypervisor>) -> Env {
     let defaults = Dirs::default();
-    let guard = std::env::current_exe().ok().and_then(|program| program.into_os_string().into_string().ok());
+    // An upgrade may have replaced the file that this process was started from; the process itself can still be found.
+    let program = std::env::current_exe().ok().filter(|program| program.exists());
+    let program = program.and_then(|program| program.into_os_string().into_string().ok());
+    let program = program.unwrap_or_else(|| "/proc/self/exe".into());
     Env {
         hypervisor,
         uri: app.settings.connect.clone(),
@@ -128,6 +124,6 @@ pub fn env(app: &App, hypervisor: Arc<dyn Hypervisor>) -> Env {
             runtime: app.settings.runtime_dir.clone().unwrap_or(defaults.runtime),
             scratch: app.settings.scratch_dir.clone().unwrap_or(defaults.scratch),
         },
-        thaw_guard: guard.map(|program| vec![program, "internal".into(), "thaw-guard".into()]),
+        thaw_guard: Some(vec![program, "internal".into(), "thaw-guard".into()]),
     }
 }

@@ -122,17 +122,21 @@ impl Failure {
     }
 
     /// The whole as `{"error": …}`.
-    pub fn json(&self) -> serde_json::Value {
-        serde_json::json!({ "error": self })
+    pub fn json(&self) -> impl Serialize + '_ {
+        #[derive(Serialize)]
+        struct Wrapped<'a> {
+            error: &'a Failure,
+        }
+        Wrapped { error: self }
     }
 }
 
 impl fmt::Display for Failure {
-    /// `error: …` and, on a line of its own, `hint: …`.
+    /// `error: …` and, on a line of its own, `hint: …`. The VM is named once.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.vm {
-            Some(vm) => write!(f, "error: {vm}: {}", self.message)?,
-            None => write!(f, "error: {}", self.message)?,
+            Some(vm) if !self.message.contains(vm) => write!(f, "error: {vm}: {}", self.message)?,
+            _ => write!(f, "error: {}", self.message)?,
         }
         self.hint.iter().try_for_each(|hint| write!(f, "\nhint: {hint}"))
     }
@@ -180,14 +184,13 @@ mod tests {
     fn an_error_reads_as_what_and_what_next() {
         let failure = Failure::new(Kind::Busy, "a backup is running").hint("wait for it").about("web1");
         assert_eq!(failure.to_string(), "error: web1: a backup is running\nhint: wait for it");
+        assert_eq!(Failure::new(Kind::Other, "no VM web1").about("web1").to_string(), "error: no VM web1");
+        let json = |failure: &Failure| serde_json::to_string(&failure.json()).unwrap();
         assert_eq!(
-            failure.json().to_string(),
-            r#"{"error":{"hint":"wait for it","kind":"busy","message":"a backup is running","vm":"web1"}}"#
+            json(&failure),
+            r#"{"error":{"kind":"busy","message":"a backup is running","hint":"wait for it","vm":"web1"}}"#
         );
-        assert_eq!(
-            Failure::new(Kind::Other, "x").json().to_string(),
-            r#"{"error":{"hint":null,"kind":"other","message":"x"}}"#
-        );
+        assert_eq!(json(&Failure::new(Kind::Other, "x")), r#"{"error":{"kind":"other","message":"x","hint":null}}"#);
     }
 
     #[test]

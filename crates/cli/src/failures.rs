@@ -24,15 +24,23 @@ fn chain(error: &dyn StdError) -> String {
     text
 }
 
+/// A failure whose message carries its advice after a semicolon, as the lower layers write it: on a line of its own it is
+/// found more easily.
+fn advised(kind: Kind, text: &str) -> Failure {
+    match text.rsplit_once("; ") {
+        Some((message, advice)) => Failure::new(kind, message).hint(advice),
+        None => Failure::new(kind, text),
+    }
+}
+
 impl From<RepoError> for Failure {
     fn from(error: RepoError) -> Self {
-        // The repository's messages carry their advice after a semicolon, which reads better on a line of its own.
-        let text = chain(&error);
-        let failure = Failure::new(repo_kind(&error), text);
-        match (error, failure.message.rsplit_once("; ")) {
-            (RepoError::Io { .. }, _) => failure.hint("check that the repository is mounted and its disk is healthy"),
-            (_, Some((message, hint))) => Failure::new(failure.kind, message).hint(hint),
-            (_, None) => failure,
+        let (kind, text) = (repo_kind(&error), chain(&error));
+        match error {
+            RepoError::Io { .. } => {
+                Failure::new(kind, text).hint("check that the repository is mounted and its disk is healthy")
+            }
+            _ => advised(kind, &text),
         }
     }
 }
@@ -85,14 +93,20 @@ impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Self {
         let text = chain(&error);
         match error {
-            EngineError::NotFound(_) => Failure::new(Kind::NotFound, text),
-            EngineError::Refused(_) => Failure::new(Kind::Refused, text),
-            EngineError::Busy(_) => Failure::new(Kind::Busy, text).hint("run it again when the other job has ended"),
+            EngineError::NotFound(_) => advised(Kind::NotFound, &text),
+            EngineError::Refused(_) => advised(Kind::Refused, &text),
+            EngineError::Busy(_) => {
+                let failure = advised(Kind::Busy, &text);
+                let hint = failure.hint.clone().unwrap_or_else(|| "run it again when the other job has ended".into());
+                failure.hint(hint)
+            }
             EngineError::SourceGone(_) => Failure::new(Kind::Other, text)
                 .hint("nothing was published; run the backup again, it repairs what is left"),
-            EngineError::GuestFirst(_) => Failure::new(Kind::GuestFirst, text),
-            EngineError::Quiesce(_) => Failure::new(Kind::GuestFirst, text)
-                .hint("install or start qemu-guest-agent in the guest, or allow --quiesce auto"),
+            EngineError::GuestFirst(_) => advised(Kind::GuestFirst, &text),
+            EngineError::Quiesce(_) => match text.rsplit_once(". ") {
+                Some((message, advice)) => Failure::new(Kind::GuestFirst, message).hint(advice),
+                None => Failure::new(Kind::GuestFirst, text),
+            },
             EngineError::Cancelled => Failure::new(Kind::Cancelled, text),
             EngineError::Hypervisor { context, source } => {
                 let inner = Failure::from(source);
@@ -170,5 +184,9 @@ mod tests {
         let failure = Failure::from(RepoError::NotARepository { location: "/r".into() });
         assert_eq!(failure.message, "/r is not a Virtward repository (it has no `config`)");
         assert_eq!(failure.hint.unwrap(), "check the path, or create one with `virtward repo init`");
+        let failure = Failure::from(EngineError::Refused("x exists; replace it with --overwrite".into()));
+        assert_eq!(failure.to_string(), "error: x exists\nhint: replace it with --overwrite");
+        let failure = Failure::from(EngineError::Busy("another job works on web1".into()));
+        assert_eq!(failure.hint.unwrap(), "run it again when the other job has ended");
     }
 }

@@ -61,7 +61,7 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 pub struct Common {
     /// Read at most this much per second, for example 100MiB
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = rate)]
     pub bandwidth: Option<Bytes>,
     /// Read everything, as if nothing were known of earlier backups
     #[arg(long)]
@@ -69,6 +69,14 @@ pub struct Common {
     /// Label for the restore point; may be repeated
     #[arg(long, value_name = "TAG")]
     pub tag: Vec<String>,
+}
+
+fn rate(text: &str) -> Result<Bytes, String> {
+    match text.parse() {
+        Ok(Bytes(0)) => Err("a limit of nothing would never end; leave it out for no limit".into()),
+        Ok(rate) => Ok(rate),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// `--mode`.
@@ -250,5 +258,6 @@ mod tests {
         assert!(Line::try_parse_from(["x", "web1", "--all"]).is_err());
         assert!(Line::try_parse_from(["x", "--all"]).is_ok());
         assert!(Line::try_parse_from(["x", "web1", "--bandwidth", "fast"]).is_err());
+        assert!(Line::try_parse_from(["x", "web1", "--bandwidth", "0"]).is_err());
     }
 }
