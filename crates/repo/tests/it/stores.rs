@@ -24,7 +24,7 @@ fn contract(store: &dyn Store) {
     assert!(matches!(store.get("data/00/a", 4), Err(Error::Damaged { .. })));
     assert_eq!(store.get_range("data/00/a", 1, 3).unwrap(), b"ell");
     assert!(matches!(store.get_range("data/00/a", 3, 3), Err(Error::Damaged { .. })));
-    assert!(matches!(store.get_range("data/00/a", u64::MAX, 3), Err(_)));
+    assert!(store.get_range("data/00/a", u64::MAX, 3).is_err());
 
     let mut writer = store.create("data/01/b").unwrap();
     writer.write(b"by ").unwrap();
