@@ -25,6 +25,24 @@ impl Default for Compression {
     }
 }
 
+impl std::str::FromStr for Compression {
+    type Err = String;
+
+    /// `off`, `lz4`, `zstd` or `zstd:LEVEL` with a level from 1 to 19.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let level = |text: &str| text.parse().ok().filter(|level| (1..=19).contains(level));
+        match (text, text.strip_prefix("zstd:")) {
+            ("off", _) => Some(Self::Off),
+            ("lz4", _) => Some(Self::Lz4),
+            ("zstd", _) => Some(Self::Zstd(1)),
+            (_, number) => number.and_then(level).map(Self::Zstd),
+        }
+        .ok_or_else(|| {
+            format!("{text:?} is no compression; use off, lz4, zstd or zstd:LEVEL with a level from 1 to 19")
+        })
+    }
+}
+
 thread_local! {
     static DECODER: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }

@@ -126,7 +126,10 @@ fn damage_is_named_by_point_disk_and_range() {
         let [point] = &report.damaged_points[..] else { panic!("{report:?}") };
         assert_eq!((point.id, &*point.vm, point.attachments), (second.id, "web1", false));
         let chunk = u64::from(CHUNK);
-        assert_eq!((&*point.disks[0].target, &point.disks[0].ranges), ("vda", &Vec::from_iter([5 * chunk..6 * chunk])));
+        assert_eq!(
+            (&*point.disks[0].target, &point.disks[0].ranges),
+            ("vda", &std::iter::once(5 * chunk..6 * chunk).collect::<Vec<_>>())
+        );
     }
     assert!(verify(&store, VerifyMode::Light).unwrap().is_ok());
     let only_first = VerifyOptions { points: Some(vec![first.id]), ..VerifyOptions::default() };
