@@ -34,6 +34,11 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn define(&self, xml: &str) -> Result<Vm>;
     /// Removes the definition together with checkpoint and snapshot metadata; disks are left alone.
     async fn undefine(&self, vm: Uuid, options: UndefineOptions) -> Result<()>;
+    /// Discards the memory that an inactive domain would resume from (`virsh managedsave`); whether there was any. Once
+    /// its disks are other ones, resuming from it would ruin their file systems.
+    async fn managed_save_remove(&self, _vm: Uuid) -> Result<bool> {
+        Ok(false)
+    }
     /// Starts an inactive domain, paused if asked.
     async fn start(&self, vm: Uuid, options: StartOptions) -> Result<()>;
     /// Asks the guest to shut down (ACPI or agent); returns when asked, not when done.

@@ -103,6 +103,17 @@ impl Hypervisor for Libvirt {
         .await
     }
 
+    async fn managed_save_remove(&self, vm: Uuid) -> Result<bool> {
+        self.call(CHANGE, "discard the saved memory of", vm, |_, d| {
+            let saved = d.has_managed_save()?;
+            if saved {
+                d.managed_save_remove()?;
+            }
+            Ok(saved)
+        })
+        .await
+    }
+
     async fn start(&self, vm: Uuid, options: StartOptions) -> Result<()> {
         let flags = if options.paused { v::VIR_DOMAIN_START_PAUSED } else { 0 };
         self.call(START, "start", vm, move |_, d| Ok(d.start(flags)?)).await

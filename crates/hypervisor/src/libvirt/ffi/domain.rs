@@ -87,6 +87,16 @@ impl Domain {
         check(unsafe { virt_sys::virDomainUndefineFlags(self.raw(), flags) }).map(drop)
     }
 
+    pub(in crate::libvirt) fn has_managed_save(&self) -> VirResult<bool> {
+        // SAFETY: the domain is valid.
+        Ok(check(unsafe { virt_sys::virDomainHasManagedSaveImage(self.raw(), 0) })? == 1)
+    }
+
+    pub(in crate::libvirt) fn managed_save_remove(&self) -> VirResult<()> {
+        // SAFETY: the domain is valid.
+        check(unsafe { virt_sys::virDomainManagedSaveRemove(self.raw(), 0) }).map(drop)
+    }
+
     pub(in crate::libvirt) fn start(&self, flags: c_uint) -> VirResult<()> {
         // SAFETY: the domain is valid.
         check(unsafe { virt_sys::virDomainCreateWithFlags(self.raw(), flags) }).map(drop)

@@ -4,8 +4,9 @@
 //! frees what closed connections leave behind, so it runs until the process ends. Callbacks run on that thread and must
 //! never block or call libvirt.
 
+use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int, c_uint, c_void};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use uuid::Uuid;
 
@@ -62,6 +63,7 @@ fn start_loop() -> VirResult<()> {
 /// The callbacks registered on one connection.
 pub(super) struct Registration {
     ids: Vec<c_int>,
+    ticket: usize,
     close_callback: bool,
 }
 
@@ -73,6 +75,7 @@ impl Registration {
     pub(super) unsafe fn add(conn: virt_sys::virConnectPtr, sink: &Opaque) -> Registration {
         let mut ids = Vec::new();
         for (event, callback) in callbacks() {
+            let opaque = boxed(sink);
             // SAFETY: `conn` is open (caller); the callback has the signature that `event` asks for; the opaque box is
             // released by `release`, which libvirt calls when the registration ends.
             let id = unsafe {
@@ -81,18 +84,25 @@ impl Registration {
                     std::ptr::null_mut(),
                     event as c_int,
                     callback,
-                    boxed(sink),
+                    opaque,
                     Some(release),
                 )
             };
             match check(id) {
                 Ok(id) => ids.push(id),
-                Err(e) => tracing::debug!(event, error = %e.message, "libvirt does not offer this event"),
+                Err(e) => {
+                    tracing::debug!(event, error = %e.message, "libvirt does not offer this event");
+                    // SAFETY: a registration that failed leaves the box to the caller.
+                    unsafe { release(opaque) };
+                }
             }
         }
-        // SAFETY: as above; `on_close` has the signature of virConnectCloseFunc.
-        let rc = unsafe { virt_sys::virConnectRegisterCloseCallback(conn, Some(on_close), boxed(sink), Some(release)) };
-        Registration { ids, close_callback: rc == 0 }
+        let ticket = listen(sink);
+        // SAFETY: as above; `on_close` has the signature of virConnectCloseFunc and takes the ticket for what it is: a
+        // number, not a pointer. Nothing needs to be freed.
+        let rc =
+            unsafe { virt_sys::virConnectRegisterCloseCallback(conn, Some(on_close), ticket as *mut c_void, None) };
+        Registration { ids, ticket, close_callback: rc == 0 }
     }
 
     /// Ends all registrations.
@@ -108,7 +118,28 @@ impl Registration {
             // SAFETY: `on_close` was registered on this connection.
             unsafe { virt_sys::virConnectUnregisterCloseCallback(conn, Some(on_close)) };
         }
+        listeners().sinks.remove(&self.ticket);
     }
+}
+
+/// Who hears of closed connections, by ticket. Drivers without close notification accept the callback, but never free
+/// what comes with it; a number needs no freeing, and one that is late finds nobody.
+struct Listeners {
+    last: usize,
+    sinks: BTreeMap<usize, Opaque>,
+}
+
+fn listeners() -> MutexGuard<'static, Listeners> {
+    static LISTENERS: Mutex<Listeners> = Mutex::new(Listeners { last: 0, sinks: BTreeMap::new() });
+    LISTENERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn listen(sink: &Opaque) -> usize {
+    let mut listeners = listeners();
+    listeners.last += 1;
+    let ticket = listeners.last;
+    listeners.sinks.insert(ticket, Arc::clone(sink));
+    ticket
 }
 
 fn boxed(sink: &Opaque) -> *mut c_void {
@@ -243,6 +274,8 @@ unsafe extern "C" fn on_close(_conn: virt_sys::virConnectPtr, reason: c_int, opa
         virt_sys::VIR_CONNECT_CLOSE_REASON_CLIENT => "the connection was closed here",
         _ => "the connection broke",
     };
-    // SAFETY: `opaque` comes from `boxed` and is registered still.
-    unsafe { &*opaque.cast::<Opaque>() }.closed(reason);
+    let sink = listeners().sinks.get(&(opaque as usize)).cloned();
+    if let Some(sink) = sink {
+        sink.closed(reason);
+    }
 }
