@@ -69,13 +69,13 @@ disk_key() {
 make_disks() {
     local key tree=$run/tree made=$run/disks
     key=$(disk_key)
-    disks=$cache/disks-$key
+    disks=$cache/${quick:+quick-}disks-$key
     if [ -e "$disks/done" ]; then
         say "using the disk images made before in $disks"
         return
     fi
-    # Images of another kind are of no more use, and large.
-    rm -rf "$cache"/disks-*
+    # Earlier ones are of no more use, and large.
+    rm -rf "$cache/${quick:+quick-}"disks-*
     download_packages
     say "unpacking $(wc -l <"$cache/packages") packages and making the file system"
     mkdir -p "$tree" "$made"

@@ -125,9 +125,13 @@ def goals(results):
     memory = results.peak("virtward", "virtward-hot") / 1e6
     yield Goal("memory, highest of all operations", memory, "MB", "under 300 MB", memory < 300)
     # Told beside the goals, though none was set for them.
-    yield Goal("incremental of an image file", results.least(DEDUPLICATING, "incremental")[1] / incremental, "×", "", None)
-    yield Goal("full of a running VM, against the faster virtnbdbackup",
-               results.least(OTHERS_HOT, "full")[1] / hot_full, "×", "", None)  # fmt: skip
+    told = [(f"{word}, against {tool}", operation, "virtward", tool)
+            for word, operation in (("full", "full"), ("restore", "restore")) for tool in ("restic", "borg")]  # fmt: skip
+    told += [(f"incremental of an image file, against {OFFLINE[tool]}", "incremental", "virtward", tool)
+             for tool in DEDUPLICATING]  # fmt: skip
+    told += [(f"full of a running VM, against {HOT[tool]}", "full", "virtward-hot", tool) for tool in OTHERS_HOT]
+    for what, operation, mine, other in told:
+        yield Goal(what, results.get(other, operation) / results.get(mine, operation), "×", "", None)
 
 
 def goals_table(found):
@@ -152,7 +156,7 @@ def limit_lines(results, cores):
         total += size / rate
         rows.append([name, f"{rate / 1e6:.0f}", mib(size), f"{size / rate:.3f}"])
     floor = total / cores
-    lines = table(["one core", "MB/s", "MiB", "seconds"], rows) + [""]
+    lines = table(["one core", "MB/s", "MiB", "CPU s"], rows) + [""]
     for tool, what in (("virtward", "an image file"), ("virtward-hot", "a running VM")):
         seconds = results.get(tool, "full")
         lines.append(
