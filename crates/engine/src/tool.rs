@@ -18,8 +18,15 @@ use virtward_nbd::{Address, Client, Options};
 
 use crate::{Error, Result};
 
-const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Generous: a host whose disks are busy takes its time to open an image.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 const INFO_TIMEOUT: Duration = Duration::from_secs(60);
+/// What `qemu-img check` ends with.
+const CHECK_GOOD: i32 = 0;
+const CHECK_CORRUPT: i32 = 2;
+const CHECK_LEAKS: i32 = 3;
+/// Reads all of an image's tables.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// An image served over NBD on a private Unix socket by a `qemu-nbd` of ours.
 pub(crate) struct ImageServer {
@@ -42,6 +49,22 @@ impl ImageServer {
     /// Starts the server. Reading takes no lock on the image, so that a VM may start meanwhile; whoever reads must
     /// notice that by itself.
     pub(crate) async fn start(serve: Serve<'_>) -> Result<Self> {
+        let mut node = serde_json::json!({ "driver": serve.format, "file": file_node(serve.path)? });
+        if serve.writable {
+            node["discard"] = "unmap".into();
+        } else {
+            node["force-share"] = true.into();
+        }
+        Self::start_node(&node, serve.path, serve.writable, serve.bitmap).await
+    }
+
+    /// Starts the server of an image that is described as QEMU's block layer wants it. `image` is for people.
+    pub(crate) async fn start_node(
+        node: &serde_json::Value,
+        image: &Path,
+        writable: bool,
+        bitmap: Option<&str>,
+    ) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("virtward-nbd-")
             .tempdir()
@@ -50,17 +73,18 @@ impl ImageServer {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "qemu-nbd", "--persistent", "--shared=8", "--cache=writeback"]);
         command.arg("--socket").arg(&socket);
-        if !serve.writable {
+        if !writable {
             command.arg("--read-only");
         }
-        if let Some(bitmap) = serve.bitmap {
+        if let Some(bitmap) = bitmap {
             command.arg("--bitmap").arg(bitmap);
         }
-        command.arg(json_filename(&serve)?);
+        // A `json:` pseudo file name is immune to commas, colons and leading dashes in paths.
+        command.arg(format!("json:{node}"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         let child = command.spawn().map_err(Error::io("start qemu-nbd (package qemu-utils)"))?;
         let mut server = Self { child, _dir: dir, socket };
-        server.wait_until_listening(serve.path).await?;
+        server.wait_until_listening(image).await?;
         Ok(server)
     }
 
@@ -75,7 +99,7 @@ impl ImageServer {
                 if let Some(mut stderr) = self.child.stderr.take() {
                     let _ = stderr.read_to_string(&mut text).await;
                 }
-                return Err(Error::Tool(format!("qemu-nbd cannot open {}: {}", image.display(), text.trim())));
+                return Err(cannot_open(image, &text));
             }
             if Instant::now() > deadline {
                 return Err(Error::Tool(format!("qemu-nbd did not begin to serve {} in time", image.display())));
@@ -92,6 +116,11 @@ impl ImageServer {
             .map_err(Error::nbd("connect to the image's NBD server"))
     }
 
+    /// Ends the server whatever becomes of the image; when this returns, it has no file open any more.
+    pub(crate) async fn abort(mut self) {
+        let _ = self.child.kill().await;
+    }
+
     /// Ends the server after it has closed the image.
     pub(crate) async fn stop(mut self) -> Result<()> {
         if let Some(pid) = self.child.id().and_then(|pid| rustix::process::Pid::from_raw(pid as i32)) {
@@ -106,17 +135,28 @@ impl ImageServer {
     }
 }
 
-/// QEMU's `json:` pseudo file name: immune to commas, colons and leading dashes in paths.
-fn json_filename(serve: &Serve<'_>) -> Result<String> {
-    let path = absolute(serve.path)?;
-    let node = serde_json::json!({
-        "driver": serve.format,
-        "force-share": !serve.writable,
-        "discard": "unmap",
-        "detect-zeroes": "off",
-        "file": { "driver": if is_block(&path) { "host_device" } else { "file" }, "filename": path },
-    });
-    Ok(format!("json:{node}"))
+/// QEMU's words, or, where another process has the image open for writing, what that means.
+fn cannot_open(image: &Path, said: &str) -> Error {
+    // The file name that QEMU repeats is the whole JSON description.
+    let said = said.trim().rsplit_once("}': ").map_or(said.trim(), |(_, reason)| reason);
+    if said.contains("lock") && said.contains("another process") {
+        return Error::Busy(format!(
+            "{} is in use by another process, probably a running VM; back that up with virtward backup run, or shut it \
+             down first",
+            image.display()
+        ));
+    }
+    Error::Tool(format!("QEMU cannot open {}: {said}", image.display()))
+}
+
+/// A file or block device as the lowest node of QEMU's block layer.
+pub(crate) fn file_node(path: &Path) -> Result<serde_json::Value> {
+    let path = absolute(path)?;
+    let name = path.to_str().ok_or_else(|| {
+        Error::Refused(format!("QEMU cannot open {}: its name is not UTF-8; rename it, or link to it", path.display()))
+    })?;
+    let driver = if is_block(&path) { "host_device" } else { "file" };
+    Ok(serde_json::json!({ "driver": driver, "filename": name }))
 }
 
 fn is_block(path: &Path) -> bool {
@@ -139,9 +179,6 @@ pub(crate) struct ImageInfo {
     pub format: String,
     #[serde(rename = "format-specific")]
     specific: Option<FormatSpecific>,
-    #[serde(rename = "full-backing-filename")]
-    /// Backing file, if any.
-    pub backing: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -184,6 +221,62 @@ pub(crate) async fn image_info(path: &Path, format: &str) -> Result<ImageInfo> {
     let text = run(command, INFO_TIMEOUT, &format!("qemu-img info {}", path.display())).await?;
     serde_json::from_str(&text)
         .map_err(|error| Error::Tool(format!("qemu-img info {}: unexpected answer: {error}", path.display())))
+}
+
+/// Whether some process, here or (where the file system passes locks on) on another host, has an image open for writing.
+pub(crate) async fn is_open_for_writing(path: &Path, format: &str) -> Result<bool> {
+    let mut command = Command::new("qemu-img");
+    command.args(["info", "--output=json", "-f", format]).arg(absolute(path)?);
+    match run(command, INFO_TIMEOUT, &format!("qemu-img info {}", path.display())).await {
+        Ok(_) => Ok(false),
+        Err(Error::Tool(said)) if said.contains("lock") && said.contains("another process") => Ok(true),
+        // Whatever else is wrong with the image is found, and said better, by who reads it.
+        Err(Error::Tool(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Checks an image's tables. Leaked clusters are harmless; tables that point nowhere, or past the end, are not.
+pub(crate) async fn image_check(path: &Path, node: &serde_json::Value) -> Result<()> {
+    let mut command = Command::new("qemu-img");
+    command.args(["check", "-q"]).arg(format!("json:{node}"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().map_err(Error::io("start qemu-img (package qemu-utils)"))?;
+    let outcome = tokio::time::timeout(CHECK_TIMEOUT, async {
+        let said = first_words(&mut child).await?;
+        Ok::<_, std::io::Error>((child.wait().await?, said))
+    });
+    let what = || format!("qemu-img check {}", path.display());
+    let (status, said) = outcome
+        .await
+        .map_err(|_| Error::Tool(format!("{}: gave no answer in {} s", what(), CHECK_TIMEOUT.as_secs())))?
+        .map_err(Error::io(what()))?;
+    match status.code() {
+        Some(CHECK_GOOD | CHECK_LEAKS) => Ok(()),
+        Some(CHECK_CORRUPT) => Err(Error::Refused(format!(
+            "{} is damaged or cut short: {}; repair a copy with qemu-img check -r all, or fetch the image again",
+            path.display(),
+            said.lines().next().unwrap_or_default().trim()
+        ))),
+        _ => Err(cannot_open(path, &said)),
+    }
+}
+
+/// The beginning of what a child says on standard error, which is read to its end: a damaged image can have a fault,
+/// and a line, for every cluster.
+async fn first_words(child: &mut Child) -> std::io::Result<String> {
+    const KEPT: usize = 4096;
+    let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
+    if let Some(stderr) = &mut child.stderr {
+        loop {
+            let count = stderr.read(&mut buffer).await?;
+            if count == 0 {
+                break;
+            }
+            kept.extend_from_slice(&buffer[..count.min(KEPT - kept.len())]);
+        }
+    }
+    Ok(String::from_utf8_lossy(&kept).into_owned())
 }
 
 /// Adds a persistent, recording bitmap to an image that nobody has open.

@@ -1,3 +1,5 @@
-//! Image files that a restore writes.
+//! Image files: what an untrusted one refers to, and writing new ones.
 
+pub(crate) mod chain;
 pub(crate) mod qcow2;
+mod vmdk;

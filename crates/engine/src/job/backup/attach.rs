@@ -30,7 +30,9 @@ pub(crate) fn nvram_path(xml: &str) -> Option<String> {
     let document = roxmltree::Document::parse(xml).ok()?;
     let os = document.root_element().children().find(|node| node.has_tag_name("os"))?;
     let nvram = os.children().find(|node| node.has_tag_name("nvram"))?;
-    nvram.text().map(str::trim).filter(|path| path.starts_with('/')).map(str::to_owned)
+    // <nvram>PATH</nvram>, or <nvram type='file'><source file='PATH'/></nvram>.
+    let source = nvram.children().find(|node| node.has_tag_name("source")).and_then(|node| node.attribute("file"));
+    source.or(nvram.text()).map(str::trim).filter(|path| path.starts_with('/')).map(str::to_owned)
 }
 
 /// User and group that QEMU runs as, from the label that libvirt gave the running domain.

@@ -1,13 +1,10 @@
 //! Image files that belong to no libvirt domain, in any format that QEMU reads.
 //!
 //! A format is never guessed from content alone: a guest that owns a raw disk can write any header into it. The file's
-//! extension and its header must agree, or the operator says which it is.
+//! extension and its header must agree, or the operator says which it is. What else an image refers to is checked before
+//! QEMU opens it (`image::chain`). While it is read, QEMU's locks keep every VM from writing to it.
 
-use std::{
-    fs::File,
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -23,7 +20,8 @@ use super::{
 };
 use crate::{
     Cancel, Error, Event, Observer, Phase, Result,
-    tool::{self, ImageServer, Serve},
+    image::chain::{self, Chain},
+    tool::{self, ImageServer},
 };
 
 /// Backs up a set of image files as one restore point.
@@ -42,18 +40,22 @@ pub(super) async fn run(
     let mut servers = Vec::new();
     let mut sources = Vec::new();
     let mut warnings = Vec::new();
+    let mut chains = Vec::new();
     for (target, path) in targets(&set.files)? {
         let format = format_of(path, set.format.as_deref())?;
-        let info = tool::image_info(path, &format).await?;
-        if let Some(backing) = &info.backing {
-            warnings.push(format!("{target} was read together with its backing file {backing}"));
+        let chain = Chain::inspect(path, &format)?;
+        check(&chain, cancel).await?;
+        for below in chain.backing() {
+            warnings.push(format!("{target} was read together with its backing file {}", below.display()));
         }
-        let server = ImageServer::start(Serve { path, format: &format, writable: false, bitmap: None }).await?;
+        let server = ImageServer::start_node(&chain.node(true)?, path, false, None).await?;
         let client = server.connect(vec![ALLOCATION.to_owned()]).await?;
-        let size_bytes = client.info().size_bytes;
+        let served = client.info().size_bytes;
+        let size_bytes = chain.raw_bytes().map_or(served, |bytes| bytes.min(served));
         let source = Source { client, size_bytes, chunk_bytes: CHUNK_BYTES, allocation: true };
         sources.push((disk_job(target, path, format, size_bytes)?, source));
         servers.push(server);
+        chains.push(chain);
     }
     let writer = open_writer(repo, options, cancel).await?;
     observer.event(&set.name, Event::Phase(Phase::Copying));
@@ -62,6 +64,13 @@ pub(super) async fn run(
     let disks = disks::store(&writer, sources, 0, &flow).await?;
     for server in servers {
         server.stop().await?;
+    }
+    // Writers other than QEMU know nothing of its locks.
+    for chain in &chains {
+        chain.unchanged()?;
+    }
+    if cancel.is_cancelled() {
+        return Err(Error::Cancelled);
     }
     observer.event(&set.name, Event::Phase(Phase::Publishing));
     let point = RestorePoint {
@@ -89,6 +98,17 @@ pub(super) async fn run(
     publish(writer, point, Vec::new()).await
 }
 
+/// QEMU reads what is missing at an image's end as zeros and reports nothing; its checker does.
+async fn check(chain: &Chain, cancel: &Cancel) -> Result<()> {
+    for (path, node) in chain.checkable()? {
+        tokio::select! {
+            result = tool::image_check(path, &node) => result?,
+            () = cancel.cancelled() => return Err(Error::Cancelled),
+        }
+    }
+    Ok(())
+}
+
 fn disk_job(target: String, path: &Path, format: String, size_bytes: u64) -> Result<DiskJob> {
     Ok(DiskJob {
         decision: DiskDecision {
@@ -96,6 +116,7 @@ fn disk_job(target: String, path: &Path, format: String, size_bytes: u64) -> Res
             state: TrackingState::Unsupported,
             reason: Some("image files are read in full; what the repository has is not stored again".into()),
             since: None,
+            keep: None,
             trackable: false,
         },
         size_bytes,
@@ -130,12 +151,14 @@ fn targets(files: &[PathBuf]) -> Result<Vec<(String, &Path)>> {
 
 /// The format of an image: as given, or by extension where the header agrees.
 fn format_of(path: &Path, given: Option<&str>) -> Result<String> {
-    const KNOWN: [&str; 7] = ["raw", "qcow2", "vmdk", "vpc", "vhdx", "vdi", "qed"];
+    const KNOWN: [&str; 6] = ["raw", "qcow2", "vmdk", "vpc", "vhdx", "vdi"];
     if let Some(given) = given {
         let driver = if given == "vhd" { "vpc" } else { given };
         return match KNOWN.contains(&driver) {
             true => Ok(driver.to_owned()),
-            false => Err(Error::Refused(format!("{given} is not an image format; use raw, qcow2, vmdk, vhd, vhdx or vdi"))),
+            false => {
+                Err(Error::Refused(format!("{given} is not an image format; use raw, qcow2, vmdk, vhd, vhdx or vdi")))
+            }
         };
     }
     let extension = path.extension().map(|ext| ext.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
@@ -148,7 +171,7 @@ fn format_of(path: &Path, given: Option<&str>) -> Result<String> {
         "raw" | "img" | "iso" | "bin" => Some("raw"),
         _ => None,
     };
-    let found = header_format(path)?;
+    let found = chain::magic(path)?;
     match (named, found) {
         (Some(named), found) if found == named || (named == "vpc" && found == "raw") => Ok(named.to_owned()),
         (None, "raw") => Ok("raw".to_owned()),
@@ -158,22 +181,6 @@ fn format_of(path: &Path, given: Option<&str>) -> Result<String> {
             named.map_or("nothing in particular".to_owned(), |named| format!("a {named} image"))
         ))),
     }
-}
-
-/// What the first bytes look like.
-fn header_format(path: &Path) -> Result<&'static str> {
-    let context = || format!("read {}", path.display());
-    let mut head = Vec::new();
-    File::open(path).and_then(|file| file.take(512).read_to_end(&mut head)).map_err(Error::io(context()))?;
-    let starts = |magic: &[u8]| head.starts_with(magic);
-    Ok(match () {
-        () if starts(b"QFI\xfb") => "qcow2",
-        () if starts(b"KDMV") || starts(b"COWD") || starts(b"# Disk DescriptorFile") => "vmdk",
-        () if starts(b"conectix") => "vpc",
-        () if starts(b"vhdxfile") => "vhdx",
-        () if head.get(64..68) == Some(&[0x7f, 0x10, 0xda, 0xbe]) => "vdi",
-        () => "raw",
-    })
 }
 
 #[cfg(test)]

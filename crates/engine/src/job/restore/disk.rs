@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::{FileExt, FileTypeExt},
     path::Path,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -82,18 +82,26 @@ pub(super) struct DiskJob<'a> {
     pub done: &'a Arc<AtomicU64>,
 }
 
+/// QEMU's limit on the first table of a qcow2 image, with the clusters that [`Qcow2Writer`] makes.
+const QCOW2_BYTES_MAX: u64 = 2 << 50;
+
 /// Writes the disk to a new file; the bytes written.
 pub(super) async fn write_file(job: &DiskJob<'_>, path: &Path, format: DiskFormat) -> Result<u64> {
     let reader = open_reader(job).await?;
     let size = job.record.size_bytes;
     let context = format!("write {}", path.display());
+    if format == DiskFormat::Qcow2 && size > QCOW2_BYTES_MAX {
+        return Err(Error::Refused(format!(
+            "a disk of {size} bytes fits no qcow2 image; restore it with --format raw"
+        )));
+    }
     match format {
         DiskFormat::Raw => {
             let file = create(path)?;
             file.set_len(size).map_err(Error::io(context.clone()))?;
             let file = Arc::new(file);
             let sink = file.clone();
-            let written = copy(job, reader, move |offset, data| write_sparse(&sink, offset, data)).await?;
+            let written = copy(job, reader, path, move |offset, data| write_sparse(&sink, offset, data)).await?;
             blocking(move || file.sync_all().map_err(Error::io(context))).await?;
             Ok(written)
         }
@@ -106,7 +114,7 @@ pub(super) async fn write_file(job: &DiskJob<'_>, path: &Path, format: DiskForma
             })
             .await?;
             let sink = image.clone();
-            let written = copy(job, reader, move |offset, data| sink.write(offset, data)).await?;
+            let written = copy(job, reader, path, move |offset, data| sink.write(offset, data)).await?;
             let context = format!("finish {}", path.display());
             blocking(move || match Arc::try_unwrap(image) {
                 Ok(image) => image.finish().map_err(Error::io(context)),
@@ -116,47 +124,103 @@ pub(super) async fn write_file(job: &DiskJob<'_>, path: &Path, format: DiskForma
             Ok(written)
         }
         other => {
+            if other.driver() == "vmdk" && path.file_name().is_some_and(|name| name.as_encoded_bytes().contains(&b'"'))
+            {
+                return Err(Error::Refused(
+                    "a VMDK cannot name itself with a quote in its name; choose another".into(),
+                ));
+            }
+            if other.driver() == "vmdk" && size == 0 {
+                return Err(Error::Refused("a disk of no bytes fits no VMDK; choose another format".into()));
+            }
             tool::image_create(path, other.driver(), other.create_options(), size).await?;
+            if job.record.root.is_empty() {
+                return sync_file(path).await.map(|()| 0);
+            }
             let serve = Serve { path, format: other.driver(), writable: true, bitmap: None };
             let server = ImageServer::start(serve).await?;
-            let client = server.connect(Vec::new()).await?;
-            let (sink, runtime) = (client.clone(), tokio::runtime::Handle::current());
-            let written = copy(job, reader, move |offset, data| {
-                runtime.block_on(sink.write(offset, Bytes::copy_from_slice(data))).map_err(io::Error::other)
-            })
-            .await?;
-            client.flush().await.map_err(Error::nbd(context))?;
-            client.disconnect().await;
-            server.stop().await?;
-            Ok(written)
+            match write_through(&server, job, reader, path).await {
+                Ok(written) => server.stop().await.map(|()| written),
+                Err(error) => {
+                    server.abort().await;
+                    Err(error)
+                }
+            }
         }
     }
+}
+
+/// Writes the disk through QEMU, which knows the format.
+async fn write_through(server: &ImageServer, job: &DiskJob<'_>, reader: DiskReader, path: &Path) -> Result<u64> {
+    let client = server.connect(Vec::new()).await?;
+    let (sink, runtime) = (client.clone(), tokio::runtime::Handle::current());
+    let written = copy(job, reader, path, move |offset, data| {
+        runtime.block_on(sink.write(offset, Bytes::copy_from_slice(data))).map_err(of_server)
+    })
+    .await?;
+    client.flush().await.map_err(Error::nbd(format!("write {}", path.display())))?;
+    client.disconnect().await;
+    Ok(written)
 }
 
 /// Writes the disk onto a block device, zeros included; the bytes written.
 pub(super) async fn write_device(job: &DiskJob<'_>, path: &Path) -> Result<u64> {
     let reader = open_reader(job).await?;
-    let context = format!("write {}", path.display());
-    let device = File::options().read(true).write(true).open(path).map_err(Error::io(context.clone()))?;
     let size = job.record.size_bytes;
-    let device = blocking(move || {
-        use io::Seek;
-        let mut end = &device;
-        let capacity = end.seek(io::SeekFrom::End(0)).map_err(Error::io(context.clone()))?;
-        if capacity < size {
-            return Err(Error::Refused(format!("{context}: the device has {capacity} bytes, the disk {size}")));
-        }
-        // What is not written below must read as zeros.
-        rustix::fs::fallocate(&device, rustix::fs::FallocateFlags::ZERO_RANGE, 0, size)
-            .map_err(|errno| Error::io(format!("{context}: zero the device"))(errno.into()))?;
-        Ok(Arc::new(device))
-    })
-    .await?;
+    let (owned, cancel) = (path.to_owned(), job.cancel.clone());
+    let device = blocking(move || Ok(Arc::new(zeroed_device(&owned, size, &cancel)?))).await?;
     let sink = device.clone();
-    let written = copy(job, reader, move |offset, data| sink.write_all_at(data, offset)).await?;
+    let written = copy(job, reader, path, move |offset, data| sink.write_all_at(data, offset)).await?;
     let context = format!("make {} durable", path.display());
     blocking(move || device.sync_all().map_err(Error::io(context))).await?;
     Ok(written)
+}
+
+/// Opens a device that is large enough and that nobody uses, and makes its first `size` bytes read as zeros.
+fn zeroed_device(path: &Path, size: u64, cancel: &Cancel) -> Result<File> {
+    use std::{io::Seek, os::unix::fs::OpenOptionsExt};
+    /// Zeroed between two looks at the cancellation.
+    const STEP: u64 = 256 << 20;
+    let context = || format!("write {}", path.display());
+    // Exclusive: the kernel refuses while the device is mounted or part of a volume group or array.
+    let exclusive = rustix::fs::OFlags::EXCL.bits() as i32;
+    let opened = File::options().read(true).write(true).custom_flags(exclusive).open(path);
+    let device = opened.map_err(|error| match error.kind() {
+        io::ErrorKind::ResourceBusy => Error::Busy(format!("{} is mounted or otherwise in use", path.display())),
+        _ => Error::io(context())(error),
+    })?;
+    let capacity = (&device).seek(io::SeekFrom::End(0)).map_err(Error::io(context()))?;
+    if capacity < size {
+        return Err(Error::Refused(format!("{}: the device has {capacity} bytes, the disk {size}", context())));
+    }
+    // Devices are zeroed in whole blocks; beyond the disk's end the device belongs to nobody.
+    let end = size.next_multiple_of(4096).min(capacity);
+    let mut at = 0;
+    while at < end {
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let step = STEP.min(end - at);
+        zero_range(&device, at, step).map_err(Error::io(format!("zero {}", path.display())))?;
+        at += step;
+    }
+    Ok(device)
+}
+
+fn zero_range(device: &File, offset: u64, length: u64) -> io::Result<()> {
+    let fast = rustix::fs::fallocate(device, rustix::fs::FallocateFlags::ZERO_RANGE, offset, length);
+    if fast.is_ok() {
+        return Ok(());
+    }
+    // Not every device can; any reason that also keeps from writing will show.
+    let zeros = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < length {
+        let count = (length - at).min(zeros.len() as u64);
+        device.write_all_at(&zeros[..count as usize], offset + at)?;
+        at += count;
+    }
+    Ok(())
 }
 
 /// Whether the path is a block device.
@@ -169,6 +233,12 @@ fn create(path: &Path) -> Result<File> {
     // Guest data is nobody else's business; libvirt gives the file to QEMU when the VM starts.
     let options = File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
     options.map_err(Error::io(format!("create {}", path.display())))
+}
+
+async fn sync_file(path: &Path) -> Result<()> {
+    let context = format!("make {} durable", path.display());
+    let path = path.to_owned();
+    blocking(move || File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(context))).await
 }
 
 async fn open_reader(job: &DiskJob<'_>) -> Result<DiskReader> {
@@ -188,16 +258,22 @@ fn data_extents(reader: &DiskReader) -> Result<Vec<(u64, u64)>> {
 async fn copy(
     job: &DiskJob<'_>,
     reader: DiskReader,
+    path: &Path,
     sink: impl Fn(u64, &[u8]) -> io::Result<()> + Send + Sync + 'static,
 ) -> Result<u64> {
     let written = Arc::new(AtomicU64::new(0));
-    let (count, done) = (written.clone(), job.done.clone());
+    let refused = Arc::new(OnceLock::new());
+    let (count, done, first) = (written.clone(), job.done.clone(), refused.clone());
     let (threads, cancel) = (job.threads, job.cancel.flag());
     let work = blocking(move || {
         let options = RestoreOptions { threads, cancel: Some(&cancel), ..RestoreOptions::default() };
         reader.copy_to(
             &|offset: u64, data: &[u8]| {
-                sink(offset, data)?;
+                sink(offset, data).map_err(|error| {
+                    let kind = error.kind();
+                    let _ = first.set(error);
+                    io::Error::from(kind)
+                })?;
                 count.fetch_add(data.len() as u64, Ordering::Relaxed);
                 done.fetch_add(data.len() as u64, Ordering::Relaxed);
                 Ok(())
@@ -210,10 +286,14 @@ async fn copy(
     let mut tick = tokio::time::interval(std::time::Duration::from_millis(100));
     loop {
         tokio::select! {
-            result = &mut work => {
-                result?;
-                break;
-            }
+            result = &mut work => match (result, Arc::into_inner(refused).and_then(OnceLock::into_inner)) {
+                // The repository would blame itself for a destination that is full.
+                (Err(_), Some(error)) => return Err(Error::io(format!("write {}", path.display()))(error)),
+                (result, _) => {
+                    result?;
+                    break;
+                }
+            },
             _ = tick.tick() => {
                 let bytes = job.done.load(Ordering::Relaxed);
                 job.observer.event(job.subject, Event::Done { bytes });
@@ -221,6 +301,15 @@ async fn copy(
         }
     }
     Ok(written.load(Ordering::Relaxed))
+}
+
+/// What QEMU failed with, as if the file had been written directly.
+fn of_server(error: virtward_nbd::Error) -> io::Error {
+    const ENOSPC: u32 = 28;
+    match error {
+        virtward_nbd::Error::Server { errno: ENOSPC, .. } => io::ErrorKind::StorageFull.into(),
+        other => io::Error::other(other),
+    }
 }
 
 fn write_sparse(file: &File, offset: u64, data: &[u8]) -> io::Result<()> {

@@ -5,6 +5,7 @@
 
 mod disk;
 mod place;
+mod plan;
 mod vm;
 mod xml;
 
@@ -26,7 +27,7 @@ use crate::{Cancel, Env, Error, Event, Observer, Phase, Result, job::backup::blo
 
 /// Image format of a restored disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum DiskFormat {
     /// QEMU's own format, thin.
     Qcow2,
@@ -134,8 +135,7 @@ pub async fn restore_disk(
     let (format, written_bytes) = if disk::is_device(&to) {
         device(&job, &to, options).await?
     } else {
-        let format = options.format.or_else(|| DiskFormat::of_extension(&to));
-        let format = format.unwrap_or_else(|| DiskFormat::of_driver(&record.format));
+        let format = format_for(&to, options.format, record)?;
         (format, file(&job, &to, format, options.overwrite).await?)
     };
     Ok(RestoredDisk {
@@ -145,6 +145,20 @@ pub async fn restore_disk(
         size_bytes: record.size_bytes,
         written_bytes,
     })
+}
+
+fn format_for(to: &Path, asked: Option<DiskFormat>, record: &DiskRecord) -> Result<DiskFormat> {
+    if let Some(format) = asked.or_else(|| DiskFormat::of_extension(to)) {
+        return Ok(format);
+    }
+    // Another format under this name would mislead whoever finds the file.
+    if to.extension().is_some_and(|ext| ext.eq_ignore_ascii_case("vhd") || ext.eq_ignore_ascii_case("vpc")) {
+        return Err(Error::Refused(format!(
+            "{}: VHD images are read, not written; choose a .vhdx file, or another format with --format",
+            to.display()
+        )));
+    }
+    Ok(DiskFormat::of_driver(&record.format))
 }
 
 async fn device(job: &DiskJob<'_>, to: &Path, options: &RestoreDiskOptions) -> Result<(DiskFormat, u64)> {
@@ -161,8 +175,12 @@ async fn file(job: &DiskJob<'_>, to: &Path, format: DiskFormat, overwrite: bool)
     if !overwrite && to.symlink_metadata().is_ok() {
         return Err(place::exists(to));
     }
+    place::replaceable(to)?;
     let staging = Staging::create(to.parent().unwrap_or(Path::new("/")))?;
-    let written = disk::write_file(job, &staging.file(&place::file_name(to)?), format).await?;
+    let written = disk::write_file(job, &staging.file(place::file_name(to)?), format).await?;
+    if job.cancel.is_cancelled() {
+        return Err(Error::Cancelled);
+    }
     let mut placed = Placed::default();
     placed.place(&staging, to, overwrite)?;
     placed.keep();
@@ -178,7 +196,12 @@ fn choose_disk<'a>(point: &'a RestorePoint, asked: Option<&str>) -> Result<&'a D
     let known = || point.disks.iter().map(|disk| disk.target.as_str()).collect::<Vec<_>>().join(", ");
     match (asked, point.disks.as_slice()) {
         (Some(target), disks) => disks.iter().find(|disk| disk.target == target).ok_or_else(|| {
-            Error::NotFound(format!("restore point {} of {} has no disk {target}; it has {}", point.id, point.vm, known()))
+            Error::NotFound(format!(
+                "restore point {} of {} has no disk {target}; it has {}",
+                point.id,
+                point.vm,
+                known()
+            ))
         }),
         (None, [only]) => Ok(only),
         (None, []) => Err(Error::NotFound(format!("restore point {} of {} holds no disk", point.id, point.vm))),

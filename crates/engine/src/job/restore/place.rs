@@ -5,7 +5,12 @@
 //! restore into the same directory removes those whose owner is gone.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs::File,
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -14,7 +19,8 @@ use uuid::Uuid;
 use crate::{Error, Result};
 
 const STAGING: &str = ".virtward-restore-";
-const LOCK: &str = "lock";
+/// Not a name that a disk would have.
+const LOCK: &str = ".virtward-lock";
 
 /// A directory for files that are not ready yet.
 pub(super) struct Staging {
@@ -26,28 +32,36 @@ impl Staging {
     /// Creates one in `destination`, which must exist, after clearing abandoned ones.
     pub(super) fn create(destination: &Path) -> Result<Self> {
         clear_abandoned(destination);
-        let dir = destination.join(format!("{STAGING}{}", Uuid::new_v4().simple()));
         let context = || {
-            format!("create a directory for unfinished files in {} (it must exist and be writable)", destination.display())
+            format!(
+                "create a directory for unfinished files in {} (it must exist and be writable)",
+                destination.display()
+            )
         };
-        std::fs::create_dir(&dir).map_err(Error::io(context()))?;
-        let lock = File::create(dir.join(LOCK)).map_err(Error::io(context()))?;
-        lock.lock().map_err(Error::io(context()))?;
-        Ok(Self { dir, _lock: lock })
+        loop {
+            let dir = destination.join(format!("{STAGING}{}", Uuid::new_v4().simple()));
+            // What is in it is readable for nobody else until it has the owner and mode that it is to have.
+            std::fs::DirBuilder::new().mode(0o700).create(&dir).map_err(Error::io(context()))?;
+            let lock = File::create(dir.join(LOCK)).map_err(Error::io(context()))?;
+            lock.lock().map_err(Error::io(context()))?;
+            // Somebody may have taken it for abandoned before it was locked.
+            if dir.join(LOCK).exists() {
+                return Ok(Self { dir, _lock: lock });
+            }
+        }
     }
 
     /// Where to write the file that will be called `name`.
-    pub(super) fn file(&self, name: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &OsStr) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// Moves everything beside the main file (extents of a split image), then the main file. What would be overwritten
-    /// goes to `replaced`, or is an error.
-    fn contents(&self, main: &str) -> Result<Vec<String>> {
+    /// Names of the finished files: everything beside the main file (extents of a split image), then the main file.
+    fn contents(&self, main: &OsStr) -> Result<Vec<OsString>> {
         let context = || format!("list {}", self.dir.display());
         let mut names = Vec::new();
         for entry in std::fs::read_dir(&self.dir).map_err(Error::io(context()))? {
-            let name = entry.map_err(Error::io(context()))?.file_name().to_string_lossy().into_owned();
+            let name = entry.map_err(Error::io(context()))?.file_name();
             if name != LOCK && name != main {
                 names.push(name);
             }
@@ -89,31 +103,42 @@ impl Placed {
     /// Moves a finished file (and its extents) to `destination`.
     pub(super) fn place(&mut self, staging: &Staging, destination: &Path, overwrite: bool) -> Result<()> {
         let parent = destination.parent().unwrap_or(Path::new("/"));
-        let main = file_name(destination)?;
-        for name in staging.contents(&main)? {
-            let to = parent.join(&name);
-            let context = || format!("move a restored file to {}", to.display());
-            let replaced = match overwrite && to.symlink_metadata().is_ok() {
-                true => {
-                    let aside = parent.join(format!(".{name}.virtward-replaced-{}", Uuid::new_v4().simple()));
-                    std::fs::rename(&to, &aside).map_err(Error::io(context()))?;
-                    Some(aside)
-                }
-                false => None,
-            };
-            let moved = rename_new(&staging.file(&name), &to);
-            if let (Err(_), Some(aside)) = (&moved, &replaced) {
-                let _ = std::fs::rename(aside, &to);
-            }
-            moved.map_err(|error| match error.kind() {
-                std::io::ErrorKind::AlreadyExists => exists(&to),
-                _ => Error::io(context())(error),
-            })?;
-            self.moves.push((to, replaced));
+        for name in staging.contents(file_name(destination)?)? {
+            self.place_one(&staging.file(&name), parent, &name, overwrite)?;
         }
         sync_dir(parent)
     }
 
+    fn place_one(&mut self, from: &Path, parent: &Path, name: &OsStr, overwrite: bool) -> Result<()> {
+        let to = parent.join(name);
+        let context = || format!("move a restored file to {}", to.display());
+        let old = to.symlink_metadata().ok().filter(|_| overwrite);
+        let Some(old) = old else {
+            set_mode(from, 0o600).map_err(Error::io(context()))?;
+            rename_new(from, &to).map_err(|error| match error.kind() {
+                std::io::ErrorKind::AlreadyExists => exists(&to),
+                _ => Error::io(context())(error),
+            })?;
+            self.moves.push((to, None));
+            return Ok(());
+        };
+        replaceable(&to)?;
+        // Whoever could use the old file must be able to use the new one.
+        let _ = std::os::unix::fs::chown(from, Some(old.uid()), Some(old.gid()));
+        set_mode(from, if old.is_file() { old.mode() & 0o777 } else { 0o600 }).map_err(Error::io(context()))?;
+        let aside = parent.join(aside_name(name));
+        // With a second name for the old file there is, at every moment, a whole file under the real name.
+        if std::fs::hard_link(&to, &aside).is_err() {
+            std::fs::rename(&to, &aside).map_err(Error::io(context()))?;
+        }
+        if let Err(error) = std::fs::rename(from, &to) {
+            let _ = std::fs::rename(&aside, &to);
+            let _ = std::fs::remove_file(&aside);
+            return Err(Error::io(context())(error));
+        }
+        self.moves.push((to, Some(aside)));
+        Ok(())
+    }
 
     /// Everything is in place for good: what was replaced goes.
     pub(super) fn keep(mut self) {
@@ -142,11 +167,41 @@ pub(super) fn exists(path: &Path) -> Error {
     Error::Refused(format!("{} exists; choose another place, or replace it with --overwrite", path.display()))
 }
 
+/// Whether a restore may replace what is at `path`: only files (or links to them), and only if nobody uses them.
+pub(super) fn replaceable(path: &Path) -> Result<()> {
+    let Ok(meta) = std::fs::metadata(path) else { return Ok(()) };
+    if !meta.is_file() {
+        return Err(Error::Refused(format!("{} is not a file, so it is not replaced", path.display())));
+    }
+    // QEMU locks the images that it has open. A lock of this kind goes when any descriptor of the file is closed.
+    let Ok(file) = File::options().read(true).write(true).open(path) else { return Ok(()) };
+    match rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => Err(Error::Busy(format!(
+            "{} is in use by another process, probably a running VM; shut it down, or choose another place",
+            path.display()
+        ))),
+        // Where locks do not work there is nothing to learn from them.
+        _ => Ok(()),
+    }
+}
+
+/// Where a replaced file waits until the restore has succeeded.
+fn aside_name(name: &OsStr) -> OsString {
+    const NAME_BYTES_MAX: usize = 200;
+    let name = name.as_bytes();
+    let mut aside = b".".to_vec();
+    aside.extend_from_slice(&name[..name.len().min(NAME_BYTES_MAX)]);
+    aside.extend_from_slice(format!(".virtward-replaced-{}", Uuid::new_v4().simple()).as_bytes());
+    OsString::from_vec(aside)
+}
+
+fn set_mode(path: &Path, mode: u32) -> std::io::Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+}
+
 /// The last component of a path.
-pub(super) fn file_name(path: &Path) -> Result<String> {
-    path.file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .ok_or_else(|| Error::Refused(format!("{} is not a file name", path.display())))
+pub(super) fn file_name(path: &Path) -> Result<&OsStr> {
+    path.file_name().ok_or_else(|| Error::Refused(format!("{} is not a file name", path.display())))
 }
 
 fn rename_new(from: &Path, to: &Path) -> std::io::Result<()> {
@@ -171,7 +226,7 @@ mod tests {
 
     fn stage(dir: &Path, name: &str, text: &str) -> Staging {
         let staging = Staging::create(dir).unwrap();
-        std::fs::write(staging.file(name), text).unwrap();
+        std::fs::write(staging.file(OsStr::new(name)), text).unwrap();
         staging
     }
 
@@ -194,8 +249,9 @@ mod tests {
         let mut placed = Placed::default();
         placed.place(&staging, &disk, true).unwrap();
         assert_eq!(std::fs::read_to_string(&disk).unwrap(), "new");
-        drop(placed);
+        drop((placed, staging));
         assert_eq!(std::fs::read_to_string(&disk).unwrap(), "old");
+        assert_eq!(names(dir.path()), ["vda.qcow2"]);
 
         let staging = stage(dir.path(), "vda.qcow2", "new");
         let mut placed = Placed::default();
@@ -204,6 +260,33 @@ mod tests {
         drop(staging);
         assert_eq!(std::fs::read_to_string(&disk).unwrap(), "new");
         assert_eq!(names(dir.path()), ["vda.qcow2"]);
+    }
+
+    #[test]
+    fn only_files_are_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let staging = stage(dir.path(), "x", "new");
+        std::fs::create_dir(dir.path().join("x")).unwrap();
+        let error = Placed::default().place(&staging, &dir.path().join("x"), true).unwrap_err();
+        assert!(matches!(error, Error::Refused(_)), "{error}");
+        assert!(replaceable(Path::new("/dev/null")).is_err());
+        drop(staging);
+        assert_eq!(names(dir.path()), ["x"]);
+    }
+
+    #[test]
+    fn a_replaced_file_leaves_owner_and_mode_to_the_new_one_however_long_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = "n".repeat(255);
+        let path = dir.path().join(&name);
+        std::fs::write(&path, "old").unwrap();
+        set_mode(&path, 0o640).unwrap();
+        let staging = stage(dir.path(), &name, "new");
+        let mut placed = Placed::default();
+        placed.place(&staging, &path, true).unwrap();
+        placed.keep();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o640);
     }
 
     #[test]

@@ -18,8 +18,9 @@ pub(super) struct PlacedDisk {
 /// What changes in the definition.
 pub(super) struct Rewrite<'a> {
     pub name: &'a str,
-    /// A new identity: UUID, and MAC addresses made from it. None keeps the original's.
-    pub identity: Option<Uuid>,
+    pub uuid: Uuid,
+    /// A VM beside the original: MAC addresses and whatever else must be unique are made anew, from the UUID.
+    pub copy: bool,
     pub disks: &'a [PlacedDisk],
     pub nvram: Option<String>,
     /// Whether a file that the definition mentions exists on this host.
@@ -41,17 +42,22 @@ pub(super) fn rewrite(xml: &str, change: &Rewrite<'_>) -> Result<(String, Vec<St
     let mut warnings = Vec::new();
     domain.attributes.remove("id");
     set_text(&mut domain, "name", change.name);
-    if let Some(uuid) = change.identity {
-        set_text(&mut domain, "uuid", &uuid.to_string());
-        new_identity(&mut domain, uuid);
+    set_text(&mut domain, "uuid", &change.uuid.to_string());
+    if change.copy {
+        new_identity(&mut domain, change.uuid);
     }
     if let (Some(path), Some(os)) = (&change.nvram, domain.get_mut_child("os")) {
-        set_text(os, "nvram", path);
+        match os.get_mut_child("nvram").and_then(|nvram| nvram.get_mut_child("source")) {
+            Some(source) => {
+                source.attributes.insert("file".into(), path.clone());
+            }
+            None => set_text(os, "nvram", path),
+        }
     }
     let devices = domain.get_mut_child("devices").ok_or_else(|| broken(&"it has no devices"))?;
     disks(devices, change, &mut warnings);
-    if let Some(uuid) = change.identity {
-        interfaces(devices, uuid);
+    if change.copy {
+        interfaces(devices, change.uuid);
         for channel in children(devices, "channel") {
             // Paths that contain the old VM's name; libvirt makes new ones.
             if channel.attributes.get("type").is_some_and(|kind| kind == "unix") {
@@ -85,9 +91,9 @@ fn new_identity(domain: &mut Element, uuid: Uuid) {
     }
     for sysinfo in children(domain, "sysinfo") {
         for system in children(sysinfo, "system") {
-            for entry in children(system, "entry").filter(|entry| {
-                entry.attributes.get("name").is_some_and(|name| name == "uuid")
-            }) {
+            for entry in children(system, "entry")
+                .filter(|entry| entry.attributes.get("name").is_some_and(|name| name == "uuid"))
+            {
                 entry.children = vec![XMLNode::Text(uuid.to_string())];
             }
         }
@@ -171,7 +177,7 @@ fn keep_other(disk: &mut Element, target: &str, change: &Rewrite<'_>, warnings: 
         return true;
     }
     let read_only = disk.get_child("readonly").is_some();
-    let keep = here && (read_only || change.identity.is_none());
+    let keep = here && (read_only || !change.copy);
     if !keep {
         warnings.push(format!("disk {target} is not in the restore point and was left out of the definition"));
     }
@@ -201,8 +207,14 @@ mod tests {
 
     fn run(name: &str, identity: Option<Uuid>) -> (String, Vec<String>) {
         let disks = placed();
-        let change =
-            Rewrite { name, identity, disks: &disks, nvram: identity.map(|_| "/n".into()), exists: &|p| p == "/images/data" };
+        let change = Rewrite {
+            name,
+            uuid: identity.unwrap_or_else(|| "11111111-2222-3333-4444-555555555555".parse().unwrap()),
+            copy: identity.is_some(),
+            disks: &disks,
+            nvram: identity.map(|_| "/n".into()),
+            exists: &|p| p == "/images/data",
+        };
         rewrite(XML, &change).unwrap()
     }
 
@@ -223,24 +235,29 @@ mod tests {
         ] {
             assert!(xml.contains(part), "{part} not in {xml}");
         }
-        for part in ["id=\"7\"", "/dev/vg/web1", "backingStore", "00:00:01", "00:00:02", "/images/data", "gone.iso", "old"] {
+        for part in
+            ["id=\"7\"", "/dev/vg/web1", "backingStore", "00:00:01", "00:00:02", "/images/data", "gone.iso", ">old<"]
+        {
             assert!(!xml.contains(part), "{part} in {xml}");
         }
         assert_eq!(warnings.len(), 2, "{warnings:?}");
-        assert_eq!(run("web1-copy", Some(uuid)).0, xml, "the same identity gives the same addresses");
+        let address = |xml: &str| xml[xml.find("52:54:00").unwrap()..][..17].to_owned();
+        let again = run("web1-copy", Some(uuid)).0;
+        assert_eq!(address(&again), address(&xml), "the same identity gives the same addresses");
     }
 
     #[test]
     fn a_restore_in_place_keeps_the_identity() {
         let (xml, _) = run("web1", None);
-        for part in ["11111111-2222-3333-4444-555555555555", "52:54:00:00:00:01", "/images/data", "/nvram/web1_VARS.fd"] {
+        for part in ["11111111-2222-3333-4444-555555555555", "52:54:00:00:00:01", "/images/data", "/nvram/web1_VARS.fd"]
+        {
             assert!(xml.contains(part), "{part}");
         }
     }
 
     #[test]
     fn damaged_definitions_are_refused_with_a_way_out() {
-        let change = Rewrite { name: "x", identity: None, disks: &[], nvram: None, exists: &|_| true };
+        let change = Rewrite { name: "x", uuid: Uuid::nil(), copy: false, disks: &[], nvram: None, exists: &|_| true };
         for xml in ["", "<domain>", "<pool/>", "<domain/>"] {
             let error = rewrite(xml, &change).err().unwrap().to_string();
             assert!(error.contains("restore disk"), "{error}");
