@@ -56,6 +56,9 @@ pub struct DiskDecision {
     pub reason: Option<String>,
     /// Read only what this bitmap says; none reads everything that is allocated.
     pub since: Option<String>,
+    /// The previous restore point's bitmap, if it is sound: it stays until the new restore point is published, even if
+    /// this run does not read by it, so that a run that fails costs no tracking.
+    pub keep: Option<String>,
     /// A checkpoint can be made for the next run.
     pub trackable: bool,
 }
@@ -69,15 +72,16 @@ pub fn decide_disk(
     full: bool,
 ) -> DiskDecision {
     let (state, reason) = classify(facts, previous, ours, chunk_bytes);
-    let since = match (state, previous) {
-        (TrackingState::Valid, Some(previous)) if !full => previous.checkpoint.clone(),
+    let keep = match (state, previous) {
+        (TrackingState::Valid, Some(previous)) => previous.checkpoint.clone(),
         _ => None,
     };
+    let since = keep.clone().filter(|_| !full);
     let reason = match (state, full) {
         (TrackingState::Valid, true) => Some("a full read was asked for".to_owned()),
         _ => reason,
     };
-    DiskDecision { target: facts.target.clone(), state, reason, since, trackable: facts.untrackable.is_none() }
+    DiskDecision { target: facts.target.clone(), state, reason, since, keep, trackable: facts.untrackable.is_none() }
 }
 
 fn classify(
@@ -119,7 +123,7 @@ fn classify(
             ),
             None => (
                 TrackingState::Missing,
-                Some(format!("bitmap {wanted} is gone (disk replaced, power cut, or deleted by another tool)")),
+                Some(format!("bitmap {wanted} is gone (QEMU crash, power cut, disk replaced, or deleted by another tool)")),
             ),
         },
     }
@@ -164,13 +168,16 @@ pub enum Repair {
 }
 
 /// What must be put right so that exactly the bitmaps named by `decisions` are known and usable and no leftover of ours
-/// remains. `ours` is the name prefix of this repository's checkpoints; others' are never touched.
+/// remains. `ours` is the name prefix of this repository's checkpoints; others' are never touched. `elsewhere` names the
+/// checkpoints that restore points of disks outside this run rely on; these stay too.
 pub fn repairs(
     facts: &[DiskFacts],
     checkpoints: &[CheckpointFact],
     decisions: &[DiskDecision],
+    elsewhere: &[String],
     ours: &str,
 ) -> Vec<Repair> {
+    let in_run = |target: &str| facts.iter().any(|disk| disk.target == target);
     let has = |target: &str, name: &str| {
         facts
             .iter()
@@ -183,14 +190,19 @@ pub fn repairs(
     for checkpoint in checkpoints.iter().filter(|checkpoint| checkpoint.name.starts_with(ours)) {
         let name = checkpoint.name.as_str();
         let needed: Vec<&str> = needing(decisions, name);
-        let sound = checkpoint.targets.iter().all(|target| has(target, name).is_some_and(|bitmap| !bitmap.broken));
+        // Nothing is known of disks outside this run; they count as sound until a run of theirs looks at them.
+        let sound = checkpoint
+            .targets
+            .iter()
+            .all(|target| !in_run(target) || has(target, name).is_some_and(|bitmap| !bitmap.broken));
         let covers = needed.iter().all(|target| checkpoint.targets.iter().any(|known| known == target));
-        match (needed.is_empty(), sound && covers) {
-            (false, true) => {
+        let wanted = !needed.is_empty() || elsewhere.iter().any(|kept| kept == name);
+        match (wanted, sound && covers) {
+            (true, true) => {
                 known.push(name);
                 owned.extend(checkpoint.targets.iter().map(|target| (target.as_str(), name)));
             }
-            (true, true) => {
+            (false, true) => {
                 repairs.push(Repair::DeleteCheckpoint { name: name.to_owned() });
                 owned.extend(checkpoint.targets.iter().map(|target| (target.as_str(), name)));
             }
@@ -201,14 +213,14 @@ pub fn repairs(
     for disk in facts {
         for bitmap in disk.bitmaps.iter().filter(|bitmap| bitmap.name.starts_with(ours)) {
             let used = decisions.iter().any(|decision| {
-                decision.target == disk.target && decision.since.as_deref() == Some(bitmap.name.as_str())
+                decision.target == disk.target && decision.keep.as_deref() == Some(bitmap.name.as_str())
             });
             if !used && !owned.contains(&(disk.target.as_str(), bitmap.name.as_str())) {
                 repairs.push(Repair::RemoveBitmap { target: disk.target.clone(), bitmap: bitmap.name.clone() });
             }
         }
     }
-    let mut wanted: Vec<&str> = decisions.iter().filter_map(|decision| decision.since.as_deref()).collect();
+    let mut wanted: Vec<&str> = decisions.iter().filter_map(|decision| decision.keep.as_deref()).collect();
     wanted.sort_unstable();
     wanted.dedup();
     for name in wanted.into_iter().filter(|name| !known.contains(name)) {
@@ -221,7 +233,7 @@ pub fn repairs(
 fn needing<'a>(decisions: &'a [DiskDecision], checkpoint: &str) -> Vec<&'a str> {
     decisions
         .iter()
-        .filter(|decision| decision.since.as_deref() == Some(checkpoint))
+        .filter(|decision| decision.keep.as_deref() == Some(checkpoint))
         .map(|decision| decision.target.as_str())
         .collect()
 }
@@ -284,7 +296,7 @@ mod tests {
             assert!(decision.reason.is_some());
         }
         let asked = decide_disk(&disk("vda", &[(ours, false)]), Some(&prev), OURS, CHUNK, true);
-        assert_eq!((asked.state, asked.since), (TrackingState::Valid, None));
+        assert_eq!((asked.state, asked.since, asked.keep.as_deref()), (TrackingState::Valid, None, Some(ours)));
         assert_eq!(decide_disk(&disk("vda", &[(ours, false)]), Some(&prev), OURS, 4 << 20, false).since, None);
     }
 
@@ -294,6 +306,7 @@ mod tests {
             state: if since.is_some() { TrackingState::Valid } else { TrackingState::Missing },
             reason: None,
             since: since.map(str::to_owned),
+            keep: since.map(str::to_owned),
             trackable: true,
         }
     }
@@ -306,7 +319,7 @@ mod tests {
     fn a_healthy_vm_needs_no_repair() {
         let facts = [disk("vda", &[("virtward-r-1", false)]), disk("vdb", &[("virtward-r-1", false)])];
         let decisions = [decision("vda", Some("virtward-r-1")), decision("vdb", Some("virtward-r-1"))];
-        assert_eq!(repairs(&facts, &[checkpoint("virtward-r-1", &["vda", "vdb"])], &decisions, OURS), []);
+        assert_eq!(repairs(&facts, &[checkpoint("virtward-r-1", &["vda", "vdb"])], &decisions, &[], OURS), []);
     }
 
     #[test]
@@ -314,7 +327,7 @@ mod tests {
         let facts = [disk("vda", &[("virtward-r-1", false)])];
         let decisions = [decision("vda", Some("virtward-r-1"))];
         assert_eq!(
-            repairs(&facts, &[], &decisions, OURS),
+            repairs(&facts, &[], &decisions, &[], OURS),
             [Repair::Redefine { name: "virtward-r-1".into(), targets: vec!["vda".into()] }]
         );
     }
@@ -324,7 +337,7 @@ mod tests {
         let facts = [disk("vda", &[("virtward-r-1", false)]), disk("vdb", &[("virtward-r-1", true)])];
         let decisions = [decision("vda", Some("virtward-r-1")), decision("vdb", None)];
         assert_eq!(
-            repairs(&facts, &[checkpoint("virtward-r-1", &["vda", "vdb"])], &decisions, OURS),
+            repairs(&facts, &[checkpoint("virtward-r-1", &["vda", "vdb"])], &decisions, &[], OURS),
             [
                 Repair::ForgetCheckpoint { name: "virtward-r-1".into() },
                 Repair::RemoveBitmap { target: "vdb".into(), bitmap: "virtward-r-1".into() },
@@ -337,11 +350,33 @@ mod tests {
     fn leftovers_of_a_killed_run_go_and_others_checkpoints_stay() {
         let facts = [disk("vda", &[("virtward-r-1", false), ("virtward-r-2", false), ("nightly", false)])];
         let decisions = [decision("vda", Some("virtward-r-1"))];
-        let checkpoints =
-            [checkpoint("nightly", &["vda"]), checkpoint("virtward-r-1", &["vda"]), checkpoint("virtward-r-2", &["vda"])];
+        let checkpoints = [
+            checkpoint("nightly", &["vda"]),
+            checkpoint("virtward-r-1", &["vda"]),
+            checkpoint("virtward-r-2", &["vda"]),
+        ];
         assert_eq!(
-            repairs(&facts, &checkpoints, &decisions, OURS),
+            repairs(&facts, &checkpoints, &decisions, &[], OURS),
             [Repair::DeleteCheckpoint { name: "virtward-r-2".into() }]
+        );
+    }
+
+    #[test]
+    fn a_full_read_that_may_fail_leaves_the_tracking_of_the_last_restore_point_alone() {
+        let facts = [disk("vda", &[("virtward-r-1", false)])];
+        let decisions = [decide_disk(&facts[0], Some(&previous(Some("virtward-r-1"))), OURS, CHUNK, true)];
+        assert_eq!(repairs(&facts, &[checkpoint("virtward-r-1", &["vda"])], &decisions, &[], OURS), []);
+    }
+
+    #[test]
+    fn a_run_of_one_disk_leaves_the_tracking_of_the_other_alone() {
+        let facts = [disk("vda", &[("virtward-r-1", false), ("virtward-r-2", false)])];
+        let decisions = [decision("vda", Some("virtward-r-2"))];
+        let checkpoints = [checkpoint("virtward-r-1", &["vda", "vdb"]), checkpoint("virtward-r-2", &["vda"])];
+        assert_eq!(repairs(&facts, &checkpoints, &decisions, &["virtward-r-1".into()], OURS), []);
+        assert_eq!(
+            repairs(&facts, &checkpoints, &decisions, &[], OURS),
+            [Repair::DeleteCheckpoint { name: "virtward-r-1".into() }]
         );
     }
 }

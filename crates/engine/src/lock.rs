@@ -42,7 +42,8 @@ impl VmLock {
             Err(TryLockError::Error(source)) => return Err(Error::io(format!("lock {}", path.display()))(source)),
         }
         let note = format!("{job}, pid {}\n", std::process::id());
-        let written = file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).and_then(|_| file.write_all(note.as_bytes()));
+        let written =
+            file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).and_then(|_| file.write_all(note.as_bytes()));
         written.map_err(Error::io(format!("write {}", path.display())))?;
         Ok(Self { _file: file })
     }

@@ -17,6 +17,7 @@ use serde_json::Value;
 
 const LABS_MAX: u32 = 2;
 const PREFIX: &str = "vt";
+const DIR_PREFIX: &str = "virtward-test-";
 
 static CLEANED: Once = Once::new();
 static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -28,7 +29,11 @@ pub const VIRTWARD: &str = env!("CARGO_BIN_EXE_virtward");
 
 fn lab_binary() -> PathBuf {
     let path = Path::new(VIRTWARD).with_file_name("virtward-lab");
-    assert!(path.exists(), "{} is missing: run `cargo build -p virtward-lab` first, as `make test` does", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo build -p virtward-lab` first, as `make test` does",
+        path.display()
+    );
     path
 }
 
@@ -37,11 +42,38 @@ pub struct Lab {
     pub name: String,
     pub dir: tempfile::TempDir,
     hosts: Value,
+    /// Opened by a key file instead of a password, which takes a second each time, on purpose.
+    keyed: bool,
+    mounts: Vec<PathBuf>,
 }
 
 impl Lab {
     /// Brings up a lab with an empty repository.
     pub fn up(hosts: u32) -> Self {
+        let lab = Self::place(false);
+        lab.start_with(hosts)
+    }
+
+    /// The same with a repository that opens quickly, for tests that open it often.
+    pub fn quick(hosts: u32) -> Self {
+        let lab = Self::place(true);
+        lab.start_with(hosts)
+    }
+
+    /// The same with little room for scratch images. A lab's hosts see what was mounted before they came up.
+    pub fn with_small_scratch(hosts: u32, size: &str) -> Self {
+        let mut lab = Self::place(true);
+        let scratch = lab.path("scratch");
+        std::fs::create_dir(&scratch).expect("a directory");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size},mode=711"), "virtward-test"]).arg(&scratch);
+        let output = run(mount, Duration::from_secs(10));
+        assert!(output.status.success(), "{}", text(&output));
+        lab.mounts.push(scratch);
+        lab.start_with(hosts)
+    }
+
+    fn place(keyed: bool) -> Self {
         CLEANED.call_once(clear_abandoned);
         let mut up = UP.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         while *up >= LABS_MAX {
@@ -50,15 +82,20 @@ impl Lab {
         *up += 1;
         drop(up);
         let name = format!("{PREFIX}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let dir = tempfile::Builder::new().prefix("virtward-test-").tempdir().expect("a temporary directory");
-        let mut lab = Self { name, dir, hosts: Value::Null };
+        let prefix = format!("{DIR_PREFIX}{}-", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir().expect("a temporary directory");
+        Self { name, dir, hosts: Value::Null, keyed, mounts: Vec::new() }
+    }
+
+    fn start_with(mut self, hosts: u32) -> Self {
+        let lab = &mut self;
         let status = lab.lab(&["up", "--hosts", &hosts.to_string(), "--json"]);
         lab.hosts = serde_json::from_str(&status).expect("JSON of virtward-lab up");
         std::fs::write(lab.path("password"), "correct horse battery staple\n").expect("a password file");
         lab.restrict("password");
         lab.write_config("h1", "");
         lab.ok(&["repo", "init"]);
-        lab
+        self
     }
 
     fn restrict(&self, name: &str) {
@@ -69,11 +106,12 @@ impl Lab {
     /// Points the configuration at a host, with more lines at its end.
     pub fn write_config(&self, host: &str, more: &str) {
         let path = |name: &str| self.path(name).display().to_string();
+        // `repo init` makes a key beside the configuration where no password is named.
+        let secret = if self.keyed { String::new() } else { format!("password-file = {:?}", path("password")) };
         let text = format!(
-            "repo = {:?}\nconnect = {:?}\npassword-file = {:?}\nruntime-dir = {:?}\nscratch-dir = {:?}\n{more}\n",
+            "repo = {:?}\nconnect = {:?}\n{secret}\nruntime-dir = {:?}\nscratch-dir = {:?}\n{more}\n",
             path("repo"),
             self.uri(host),
-            path("password"),
             path("run"),
             path("scratch"),
         );
@@ -92,6 +130,11 @@ impl Lab {
         let hosts = self.hosts["hosts"].as_array().expect("hosts");
         let found = hosts.iter().find(|entry| entry["name"] == host).expect("a host of that name");
         found["tcp_uri"].as_str().expect("a uri").to_owned()
+    }
+
+    /// The directory that every host of the lab sees; goes with the lab.
+    pub fn shared(&self) -> PathBuf {
+        self.hosts["shared_storage"].as_str().expect("shared storage").into()
     }
 
     /// A path in the test's directory.
@@ -155,6 +198,30 @@ impl Lab {
         let output = self.output(arguments);
         assert!(output.status.success(), "virtward {arguments:?}: {}", text(&output));
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// `virsh` that must succeed, and its output.
+    pub fn virsh_ok(&self, host: &str, arguments: &[&str]) -> String {
+        let output = self.virsh(host, arguments);
+        assert!(output.status.success(), "virsh {arguments:?}: {}", text(&output));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// The state of a VM in libvirt's words.
+    pub fn state(&self, host: &str, vm: &str) -> String {
+        self.virsh_ok(host, &["domstate", vm])
+    }
+
+    /// Waits until a VM is shut off.
+    pub fn wait_off(&self, host: &str, vm: &str) {
+        wait("the end of the VM", Duration::from_secs(60), || self.state(host, vm) == "shut off");
+    }
+
+    /// The ids of a VM's restore points.
+    pub fn points(&self, vm: &str) -> Vec<String> {
+        let list: Value = serde_json::from_str(&self.ok(&["--json", "backup", "list", vm])).expect("JSON");
+        let points = list.as_array().expect("an array");
+        points.iter().map(|point| point["id"].as_str().expect("an id").to_owned()).collect()
     }
 
     /// Runs the product, which must fail with `code` and say all of `words`.
@@ -226,14 +293,17 @@ impl Lab {
     }
 }
 
-/// Prints the checksum of every file of a guest's data disk, in order.
-pub const CHECKSUMS: &str = "cd /data && find . -type f | sort | xargs -d '\\n' sha256sum";
+/// Prints the checksum of every file of a guest's data disk, in order, but for those that count its boots.
+pub const CHECKSUMS: &str = "cd /data && find . -path ./.lab -prune -o -type f -exec sha256sum {} + | sort -k 2";
 
 impl Drop for Lab {
     fn drop(&mut self) {
         let output = self.lab_output(&["down"]);
         if !output.status.success() && !std::thread::panicking() {
             eprintln!("virtward-lab down: {}", text(&output));
+        }
+        for mount in &self.mounts {
+            unmount(mount);
         }
         *UP.lock().unwrap_or_else(std::sync::PoisonError::into_inner) -= 1;
         FREED.notify_one();
@@ -329,7 +399,37 @@ pub fn run(mut command: Command, limit: Duration) -> Output {
     Output { status, stdout, stderr }
 }
 
+fn unmount(path: &Path) {
+    let mut command = Command::new("umount");
+    command.arg("-l").arg(path);
+    run(command, Duration::from_secs(10));
+}
+
+/// One disk of a backup's JSON.
+pub fn disk(result: &Value, target: &str) -> Value {
+    let disks = result["disks"].as_array().expect("disks");
+    disks.iter().find(|disk| disk["target"] == target).unwrap_or_else(|| panic!("no {target} in {result}")).clone()
+}
+
+/// A number of a disk's JSON.
+pub fn bytes(disk: &Value, field: &str) -> u64 {
+    disk[field].as_u64().unwrap_or_else(|| panic!("no {field} in {disk}"))
+}
+
+/// The directories of test processes that were killed.
+fn clear_directories() {
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(DIR_PREFIX)).and_then(|rest| rest.split_once('-'));
+        if pid.is_some_and(|(pid, _)| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists()) {
+            unmount(&entry.path().join("scratch"));
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 fn clear_abandoned() {
+    clear_directories();
     let mut command = Command::new(lab_binary());
     command.args(["list", "--json"]);
     let output = run(command, Duration::from_secs(30));

@@ -4,3 +4,6 @@
 mod harness;
 
 mod backup;
+mod guest;
+mod interrupted;
+mod tracking;

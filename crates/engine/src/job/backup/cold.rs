@@ -1,7 +1,10 @@
 //! A VM that is shut off: its images are read directly, by the bitmaps they hold if those are sound.
 //!
 //! Reading takes no lock on the images, so the VM may be started at any moment (a guest that must run is worth more than
-//! a backup that must finish); a start is noticed and the run is begun again, hot.
+//! a backup that must finish); a start is noticed and the run is begun again, hot. An image that somebody else has open
+//! for writing, such as another host that runs the VM, is not read at all.
+//!
+//! The bitmap for the next run is made before anything is read: whatever is written from then on is recorded.
 
 use std::{
     os::unix::fs::MetadataExt,
@@ -21,6 +24,7 @@ use super::{
     Job, Taken, attach,
     copy::{ALLOCATION, Flow, Source},
     disks::{self, CHUNK_BYTES, DiskJob},
+    quiesce,
     scratch::Scratch,
     select,
 };
@@ -35,6 +39,8 @@ struct Image {
     path: PathBuf,
     facts: DiskFacts,
     stamp: Stamp,
+    /// Holds the bitmap of this run.
+    marked: bool,
 }
 
 /// Changes whenever anybody writes to the file.
@@ -57,6 +63,7 @@ pub(super) async fn run(job: &mut Job<'_>) -> Result<RestorePoint> {
     let (chosen, skipped) = select::select(&job.vm, &job.options.only_disks, &job.options.exclude_disks)?;
     let events = job.env.hypervisor.events();
     Scratch::of(job.env, job.vm.uuid).remove()?;
+    quiesce::forget_leftover(job.env, job.vm.uuid);
     let attachments = attach::gather(job.env, &job.vm, &mut job.warnings).await?;
     if chosen.is_empty() {
         job.warn(format!("{} has no disk to back up; only its definition is in this restore point", job.vm.name));
@@ -65,39 +72,51 @@ pub(super) async fn run(job: &mut Job<'_>) -> Result<RestorePoint> {
     for disk in chosen {
         images.push(inspect(job, disk).await?);
     }
-    let facts: Vec<DiskFacts> = images.iter().map(|image| image.facts.clone()).collect();
-    let decisions = disks::decide(&facts, job.previous.as_ref(), &job.checkpoint_prefix(), job.options.full);
     let writer = job.writer().await?;
     let id = PointId::random();
-    let taken = Timestamp::now();
-    let mut records = read_all(job, &images, decisions, &writer, events).await?;
-
     let new = job.checkpoint_name(id);
-    let marked = mark(&images, &new, &mut records).await;
-    let quiesce = QuiesceRecord {
-        requested: job.options.quiesce,
-        outcome: QuiesceOutcome::NotNeeded,
-        frozen_ms: None,
-        reason: None,
-    };
-    let outcome = match still_off(job).await {
-        Ok(()) if job.cancel.is_cancelled() => Err(Error::Cancelled),
-        Ok(()) => {
-            let taken = Taken { id, source: SourceKind::Cold, taken, quiesce, disks: records, skipped };
-            job.publish(writer, taken, attachments).await
-        }
+    let outcome = take(job, &mut images, &new, id, skipped, &writer, events).await;
+    let outcome = match outcome {
+        Ok(_) if job.cancel.is_cancelled() => Err(Error::Cancelled),
+        Ok(taken) => job.publish(writer, taken, attachments).await,
         Err(error) => Err(error),
     };
     job.phase(Phase::CleaningUp);
     match &outcome {
         Ok(_) => drop_older(job, &images).await,
         Err(_) => {
-            for path in &marked {
-                let _ = tool::bitmap_remove(path, &new).await;
+            for image in images.iter().filter(|image| image.marked) {
+                let _ = tool::bitmap_remove(&image.path, &new).await;
             }
         }
     }
     outcome
+}
+
+async fn take(
+    job: &Job<'_>,
+    images: &mut [Image],
+    new: &str,
+    id: PointId,
+    skipped: Vec<String>,
+    writer: &Writer,
+    events: broadcast::Receiver<DomainEvent>,
+) -> Result<Taken> {
+    let taken = Timestamp::now();
+    for image in images.iter_mut() {
+        mark(image, new).await?;
+    }
+    let facts: Vec<DiskFacts> = images.iter().map(|image| image.facts.clone()).collect();
+    let decisions = disks::decide(&facts, &job.history, &job.checkpoint_prefix(), job.options.full);
+    let disks = read_all(job, images, decisions, new, writer, events).await?;
+    still_off(job).await?;
+    let quiesce = QuiesceRecord {
+        requested: job.options.quiesce,
+        outcome: QuiesceOutcome::NotNeeded,
+        frozen_ms: None,
+        reason: None,
+    };
+    Ok(Taken { id, source: SourceKind::Cold, taken, quiesce, disks, skipped })
 }
 
 async fn inspect(job: &Job<'_>, disk: Disk) -> Result<Image> {
@@ -115,6 +134,14 @@ async fn inspect(job: &Job<'_>, disk: Disk) -> Result<Image> {
             )));
         }
     };
+    if tool::is_open_for_writing(&path, &disk.format).await? {
+        return Err(Error::Busy(format!(
+            "{} of {} is open for writing although the VM is shut off here: it may run on another host, or a tool works \
+             on its image. Back it up where it runs",
+            path.display(),
+            job.vm.name
+        )));
+    }
     let stamp = Stamp::of(&path)?;
     let info = tool::image_info(&path, &disk.format).await?;
     let bitmaps = info
@@ -132,7 +159,7 @@ async fn inspect(job: &Job<'_>, disk: Disk) -> Result<Image> {
         untrackable: info.untrackable(),
         bitmaps,
     };
-    Ok(Image { disk, path, facts, stamp })
+    Ok(Image { disk, path, facts, stamp, marked: false })
 }
 
 fn describe(source: &DiskSource) -> String {
@@ -147,6 +174,7 @@ async fn read_all(
     job: &Job<'_>,
     images: &[Image],
     decisions: Vec<DiskDecision>,
+    new: &str,
     writer: &Writer,
     events: broadcast::Receiver<DomainEvent>,
 ) -> Result<Vec<DiskRecord>> {
@@ -154,7 +182,7 @@ async fn read_all(
     let mut servers = Vec::new();
     let mut sources = Vec::new();
     for (image, decision) in images.iter().zip(decisions) {
-        let (server, source) = open(job, image, decision).await?;
+        let (server, source) = open(job, image, decision, new).await?;
         servers.push(server);
         sources.push(source);
     }
@@ -178,13 +206,14 @@ fn changed(job: &Job<'_>, path: &Path) -> Error {
     Error::SourceGone(format!("{} of {} was written to during the backup", path.display(), job.vm.name))
 }
 
-async fn open(job: &Job<'_>, image: &Image, decision: DiskDecision) -> Result<(ImageServer, (DiskJob, Source))> {
-    let serve = Serve {
-        path: &image.path,
-        format: &image.disk.format,
-        writable: false,
-        bitmap: decision.since.as_deref(),
-    };
+async fn open(
+    job: &Job<'_>,
+    image: &Image,
+    decision: DiskDecision,
+    new: &str,
+) -> Result<(ImageServer, (DiskJob, Source))> {
+    let serve =
+        Serve { path: &image.path, format: &image.disk.format, writable: false, bitmap: decision.since.as_deref() };
     let server = ImageServer::start(serve).await?;
     let dirty_context = decision.since.as_deref().map(virtward_nbd::dirty_bitmap);
     let contexts = [Some(ALLOCATION.to_owned()), dirty_context.clone()].into_iter().flatten().collect();
@@ -194,9 +223,9 @@ async fn open(job: &Job<'_>, image: &Image, decision: DiskDecision) -> Result<(I
         size_bytes,
         format: image.disk.format.clone(),
         source_name: image.path.to_string_lossy().into_owned(),
-        base: disks::previous_disk(job.previous.as_ref(), &image.disk.target).map(|(_, record)| record),
+        base: disks::previous_disk(&job.history, &image.disk.target).map(|(_, record)| record),
         dirty_context,
-        checkpoint: None,
+        checkpoint: image.marked.then(|| new.to_owned()),
         decision,
     };
     Ok((server, (disk_job, Source { client, size_bytes, chunk_bytes: CHUNK_BYTES, allocation: true })))
@@ -226,23 +255,19 @@ async fn still_off(job: &Job<'_>) -> Result<()> {
     }
 }
 
-/// Leaves a bitmap for the next run on every image that can hold one: those that got it. From the moment it is there, a
-/// start of the VM loses nothing: its writes are recorded.
-async fn mark(images: &[Image], new: &str, records: &mut [DiskRecord]) -> Vec<PathBuf> {
-    let mut marked = Vec::new();
-    for (image, record) in images.iter().zip(records) {
-        if image.facts.untrackable.is_some() {
-            continue;
-        }
-        match tool::bitmap_add(&image.path, new).await {
-            Ok(()) => {
-                record.tracking.checkpoint = Some(new.to_owned());
-                marked.push(image.path.clone());
-            }
-            Err(error) => tracing::debug!(path = %image.path.display(), %error, "no bitmap for the next run"),
-        }
+/// Makes the bitmap for the next run, on an image that can hold one. From here on a start of the VM loses nothing: its
+/// writes are recorded.
+async fn mark(image: &mut Image, new: &str) -> Result<()> {
+    if image.facts.untrackable.is_some() {
+        return Ok(());
     }
-    marked
+    match tool::bitmap_add(&image.path, new).await {
+        Ok(()) => image.marked = true,
+        Err(error) => tracing::debug!(path = %image.path.display(), %error, "no bitmap for the next run"),
+    }
+    // Our own change is none of the guest's.
+    image.stamp = Stamp::of(&image.path)?;
+    Ok(())
 }
 
 /// Drops the bitmaps of ours that were there before, and what the hypervisor believes of them.

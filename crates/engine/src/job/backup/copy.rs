@@ -257,24 +257,38 @@ impl Source {
         Ok(Item::Chunk { index, data, _permit: permit })
     }
 
-    /// Whether any part of a chunk is allocated.
-    pub(super) async fn is_allocated(&self, index: u64) -> Result<bool> {
-        let start = index * u64::from(self.chunk_bytes);
-        let end = (start + u64::from(self.chunk_bytes)).min(self.size_bytes);
-        if !self.allocation {
-            return Ok(true);
+    /// A chunk that may hold data, behind a place that one number chooses, and among those there by the other. None if
+    /// the disk holds nothing.
+    pub(super) async fn allocated_near(&self, place: u64, choice: u64) -> Result<Option<u64>> {
+        let chunk = u64::from(self.chunk_bytes);
+        if self.size_bytes == 0 {
+            return Ok(None);
         }
-        Ok(self.spans(ALLOCATION, start..end, |flags| flags & ALLOC_ZERO == 0).await?.iter().any(|span| span.set))
+        let start = place % self.size_bytes / chunk * chunk;
+        if !self.allocation {
+            return Ok(Some(start / chunk));
+        }
+        // From the place to the end, then from the beginning.
+        for range in [start..self.size_bytes, 0..start] {
+            let mut at = range.start;
+            while at < range.end {
+                let spans = self.spans(ALLOCATION, at..range.end, |flags| flags & ALLOC_ZERO == 0).await?;
+                let found: Vec<&Span> = spans.iter().filter(|span| span.set && span.length > 0).collect();
+                if !found.is_empty() {
+                    let span = found[(choice % found.len() as u64) as usize];
+                    return Ok(Some((span.offset + (choice >> 16) % span.length) / chunk));
+                }
+                at = spans.last().map_or(range.end, |span| span.offset + span.length);
+            }
+        }
+        Ok(None)
     }
 
     /// Reads whole chunks by number, for the comparison of "clean" regions.
     pub(super) async fn read_index(&self, index: u64) -> Result<Bytes> {
         let start = index * u64::from(self.chunk_bytes);
         let length = u64::from(self.chunk_bytes).min(self.size_bytes - start) as u32;
-        self.client
-            .read(start, length)
-            .await
-            .map_err(Error::nbd(format!("re-read {length} bytes at byte {start}")))
+        self.client.read(start, length).await.map_err(Error::nbd(format!("re-read {length} bytes at byte {start}")))
     }
 }
 

@@ -5,14 +5,14 @@ use std::{collections::BTreeSet, ops::Range};
 use futures::future::try_join_all;
 use uuid::Uuid;
 use virtward_decide::tracking::{self, DiskDecision, DiskFacts, PreviousDisk};
-use virtward_model::{DiskRecord, RestorePoint, TrackingRecord, TrackingState};
-use virtward_repo::{Compared, DiskSpec, DiskWriter, Writer};
+use virtward_model::{Disk, DiskRecord, RestorePoint, TrackingRecord, TrackingState};
+use virtward_repo::{Compared, DiskResult, DiskSpec, DiskWriter, Writer};
 
 use super::{
     blocking,
     copy::{Flow, Source},
 };
-use crate::Result;
+use crate::{Error, Result};
 
 /// Chunk size of new disks.
 pub(super) const CHUNK_BYTES: u32 = 1 << 20;
@@ -36,9 +36,10 @@ pub(super) fn was_incremental(record: &DiskRecord) -> bool {
     record.tracking.state == TrackingState::Valid && record.tracking.reason.is_none()
 }
 
-/// The disk of that target in the previous restore point, as the decision needs it.
-pub(super) fn previous_disk(previous: Option<&RestorePoint>, target: &str) -> Option<(PreviousDisk, DiskRecord)> {
-    let record = previous?.disks.iter().find(|disk| disk.target == target)?;
+/// The disk of that target in the newest restore point that holds it, as the decision needs it. `history` is newest
+/// first. A run may leave disks out, so disks of one VM can have different newest restore points.
+pub(super) fn previous_disk(history: &[RestorePoint], target: &str) -> Option<(PreviousDisk, DiskRecord)> {
+    let record = history.iter().find_map(|point| point.disks.iter().find(|disk| disk.target == target))?;
     let disk = PreviousDisk {
         target: target.to_owned(),
         size_bytes: record.size_bytes,
@@ -48,17 +49,21 @@ pub(super) fn previous_disk(previous: Option<&RestorePoint>, target: &str) -> Op
     Some((disk, record.clone()))
 }
 
+/// The checkpoints that the newest restore points of disks outside this run rely on.
+pub(super) fn kept_elsewhere(history: &[RestorePoint], disks: &[Disk], in_run: &[DiskFacts]) -> Vec<String> {
+    disks
+        .iter()
+        .filter(|disk| !in_run.iter().any(|facts| facts.target == disk.target))
+        .filter_map(|disk| previous_disk(history, &disk.target)?.0.checkpoint)
+        .collect()
+}
+
 /// Decides for every disk.
-pub(super) fn decide(
-    facts: &[DiskFacts],
-    previous: Option<&RestorePoint>,
-    ours: &str,
-    full: bool,
-) -> Vec<DiskDecision> {
+pub(super) fn decide(facts: &[DiskFacts], history: &[RestorePoint], ours: &str, full: bool) -> Vec<DiskDecision> {
     facts
         .iter()
         .map(|disk| {
-            let earlier = previous_disk(previous, &disk.target).map(|(disk, _)| disk);
+            let earlier = previous_disk(history, &disk.target).map(|(disk, _)| disk);
             tracking::decide_disk(disk, earlier.as_ref(), ours, CHUNK_BYTES, full)
         })
         .collect()
@@ -81,30 +86,14 @@ async fn store_one(
     samples: usize,
     flow: &Flow<'_>,
 ) -> Result<DiskRecord> {
-    let everything = || std::iter::once(0..job.size_bytes).filter(|range| !range.is_empty()).collect::<Vec<_>>();
-    let spec = |base: Option<DiskRecord>| DiskSpec { size_bytes: job.size_bytes, chunk_bytes: CHUNK_BYTES, base };
-    let mut sampled_bytes = 0;
-    let (disk, ranges) = match (&job.dirty_context, &job.base) {
-        (Some(context), Some(base)) => {
-            let ranges = source.dirty_ranges(context).await?;
-            let disk = writer.disk(spec(Some(base.clone())))?;
-            match changed_behind_our_back(disk, &source, &ranges, samples).await? {
-                Sampled::Same { disk, read_bytes } => {
-                    sampled_bytes = read_bytes;
-                    (disk, ranges)
-                }
-                Sampled::Different { offset } => {
-                    job.decision.state = TrackingState::Untrusted;
-                    job.decision.reason =
-                        Some(format!("bytes at {offset} changed although tracking calls them clean"));
-                    (writer.disk(spec(None))?, everything())
-                }
-            }
+    let stored = match store_changes(writer, &mut job, &source, samples, flow).await? {
+        Some(stored) => stored,
+        None => {
+            let everything = std::iter::once(0..job.size_bytes).filter(|range| !range.is_empty()).collect();
+            let (disk, read_bytes) = source.copy(writer.disk(spec(&job, None))?, everything, flow).await?;
+            Stored { result: blocking(move || Ok(disk.finish()?)).await?, read_bytes, sampled_bytes: 0 }
         }
-        _ => (writer.disk(spec(None))?, everything()),
     };
-    let (disk, read_bytes) = source.copy(disk, ranges, flow).await?;
-    let result = blocking(move || Ok(disk.finish()?)).await?;
     source.client.disconnect().await;
     Ok(DiskRecord {
         target: job.decision.target,
@@ -112,18 +101,65 @@ async fn store_one(
         chunk_bytes: CHUNK_BYTES,
         format: job.format,
         source: job.source_name,
-        root: result.root,
-        read_bytes,
-        sampled_bytes,
-        new_bytes: result.new_bytes,
-        stored_bytes: result.stored_bytes,
-        data_bytes: result.data_bytes,
-        tracking: TrackingRecord {
-            state: job.decision.state,
-            reason: job.decision.reason,
-            checkpoint: job.checkpoint,
-        },
+        root: stored.result.root,
+        read_bytes: stored.read_bytes,
+        sampled_bytes: stored.sampled_bytes,
+        new_bytes: stored.result.new_bytes,
+        stored_bytes: stored.result.stored_bytes,
+        data_bytes: stored.result.data_bytes,
+        tracking: TrackingRecord { state: job.decision.state, reason: job.decision.reason, checkpoint: job.checkpoint },
     })
+}
+
+struct Stored {
+    result: DiskResult,
+    read_bytes: u64,
+    sampled_bytes: u64,
+}
+
+fn spec(job: &DiskJob, base: Option<DiskRecord>) -> DiskSpec {
+    DiskSpec { size_bytes: job.size_bytes, chunk_bytes: CHUNK_BYTES, base }
+}
+
+/// Stores what changed on top of the previous restore point, or nothing, with the decision corrected, where this cannot
+/// be relied on: tracking is off, was caught lying, or the previous restore point is gone or damaged.
+async fn store_changes(
+    writer: &Writer,
+    job: &mut DiskJob,
+    source: &Source,
+    samples: usize,
+    flow: &Flow<'_>,
+) -> Result<Option<Stored>> {
+    let (Some(context), Some(base)) = (&job.dirty_context, &job.base) else { return Ok(None) };
+    let ranges = source.dirty_ranges(context).await?;
+    let outcome = async {
+        let disk = writer.disk(spec(job, Some(base.clone())))?;
+        let (disk, sampled_bytes) = match changed_behind_our_back(disk, source, &ranges, samples).await? {
+            Sampled::Same { disk, read_bytes } => (disk, read_bytes),
+            Sampled::Different { offset } => return Ok(Err(offset)),
+        };
+        let (disk, read_bytes) = source.copy(disk, ranges, flow).await?;
+        let result = blocking(move || Ok(disk.finish()?)).await?;
+        Ok(Ok(Stored { result, read_bytes, sampled_bytes }))
+    };
+    match outcome.await {
+        Ok(Ok(stored)) => return Ok(Some(stored)),
+        Ok(Err(offset)) => {
+            job.decision.state = TrackingState::Untrusted;
+            job.decision.reason = Some(format!("bytes at {offset} changed although tracking calls them clean"));
+        }
+        Err(Error::Repo(virtward_repo::Error::BadBase { why })) => {
+            job.decision.state = TrackingState::Foreign;
+            job.decision.reason = Some(format!("the previous restore point cannot be built on: {why}"));
+        }
+        // Damage below the base's root: a restore point must not be built on it, or it would be inherited for ever.
+        Err(Error::Repo(error)) if error.is_damage() => {
+            job.decision.state = TrackingState::Foreign;
+            job.decision.reason = Some(format!("the previous restore point is damaged: {error}"));
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(None)
 }
 
 enum Sampled {
@@ -141,20 +177,19 @@ async fn changed_behind_our_back(
     samples: usize,
 ) -> Result<Sampled> {
     let chunk = u64::from(source.chunk_bytes);
-    let chunks = source.size_bytes.div_ceil(chunk);
     let is_dirty = |at: u64| match dirty.binary_search_by_key(&at, |range| range.start) {
         Ok(_) => true,
         Err(next) => next > 0 && dirty[next - 1].end > at,
     };
     let mut picked = BTreeSet::new();
-    // A few tries per sample: on a mostly empty or mostly dirty disk there may be little to find.
-    for _ in 0..if chunks == 0 { 0 } else { samples * 8 } {
-        let index = (Uuid::new_v4().as_u128() % u128::from(chunks)) as u64;
-        if !is_dirty(index * chunk) && source.is_allocated(index).await? {
-            picked.insert(index);
-        }
+    // More tries than samples: what is found may be dirty, or found already.
+    for _ in 0..samples * 4 {
         if picked.len() >= samples {
             break;
+        }
+        let Some(index) = source.allocated_near(random(), random()).await? else { break };
+        if !is_dirty(index * chunk) {
+            picked.insert(index);
         }
     }
     let mut read_bytes = 0;
@@ -172,4 +207,8 @@ async fn changed_behind_our_back(
         }
     }
     Ok(Sampled::Same { disk, read_bytes })
+}
+
+fn random() -> u64 {
+    Uuid::new_v4().as_u64_pair().1
 }

@@ -7,12 +7,11 @@ use std::{path::PathBuf, time::Duration};
 
 use jiff::Timestamp;
 use tokio::{sync::broadcast, time::Instant};
-use virtward_decide::tracking::{BitmapFact, CheckpointFact, DiskDecision, DiskFacts, Repair, repairs};
-use virtward_hypervisor::{
-    BackupDisk, BackupServer, BackupSpec, CheckpointSpec, DomainEvent, DomainEventKind, ErrorKind,
-};
+use virtward_decide::tracking::{BitmapFact, DiskDecision, DiskFacts};
+use virtward_hypervisor::{BackupDisk, BackupServer, BackupSpec, DomainEvent, ErrorKind};
 use virtward_model::{
     Disk, DiskRecord, PointId, QuiesceOutcome, QuiesceRecord, QuiesceRequest, RestorePoint, SourceKind, TrackingState,
+    VmState,
 };
 use virtward_nbd::{Address, Client, Options, ReconnectPolicy};
 use virtward_repo::{Attachment, Writer};
@@ -24,15 +23,18 @@ use super::{
     quiesce,
     scratch::Scratch,
     select,
+    session::{Session, checkpoint_spec, clear_leftovers, repair},
+    watch,
 };
 use crate::{Error, Phase, Result};
 
-const WATCH_INTERVAL: Duration = Duration::from_millis(500);
-/// How long the hypervisor may be away (libvirtd restarting) before the job is given up.
-const HYPERVISOR_AWAY_MAX: Duration = Duration::from_secs(60);
-
 /// Backs up a running VM.
 pub(super) async fn run(job: &mut Job<'_>) -> Result<RestorePoint> {
+    let outcome = cut(job).await;
+    watch::explain(job, outcome).await
+}
+
+async fn cut(job: &mut Job<'_>) -> Result<RestorePoint> {
     let (chosen, skipped) = select::select(&job.vm, &job.options.only_disks, &job.options.exclude_disks)?;
     let scratch = Scratch::of(job.env, job.vm.uuid);
     clear_leftovers(job, &scratch).await?;
@@ -42,8 +44,9 @@ pub(super) async fn run(job: &mut Job<'_>) -> Result<RestorePoint> {
     }
     let facts = facts(job, &chosen).await?;
     let ours = job.checkpoint_prefix();
-    let mut decisions = disks::decide(&facts, job.previous.as_ref(), &ours, job.options.full);
-    repair(job, &facts, &mut decisions).await?;
+    let mut decisions = disks::decide(&facts, &job.history, &ours, job.options.full);
+    let elsewhere = disks::kept_elsewhere(&job.history, &job.vm.disks, &facts);
+    repair(job, &facts, &elsewhere, &mut decisions).await?;
 
     let owner = attachments
         .iter()
@@ -54,7 +57,7 @@ pub(super) async fn run(job: &mut Job<'_>) -> Result<RestorePoint> {
     let writer = job.writer().await?;
     let id = PointId::random();
     let events = job.env.hypervisor.events();
-    let mut session = Session { scratch, checkpoint: None, begun: false };
+    let mut session = Session { scratch, checkpoint: None, begun: false, elsewhere };
     let outcome = cut_and_copy(job, &mut session, &chosen, &facts, decisions, &writer, id, events).await;
     session.end_job(job).await;
     let outcome = match outcome {
@@ -70,12 +73,7 @@ pub(super) async fn run(job: &mut Job<'_>) -> Result<RestorePoint> {
     outcome
 }
 
-async fn publish(
-    job: &Job<'_>,
-    writer: Writer,
-    taken: Taken,
-    attachments: Vec<Attachment>,
-) -> Result<RestorePoint> {
+async fn publish(job: &Job<'_>, writer: Writer, taken: Taken, attachments: Vec<Attachment>) -> Result<RestorePoint> {
     if job.cancel.is_cancelled() {
         return Err(Error::Cancelled);
     }
@@ -97,30 +95,8 @@ async fn definition_only(
         reason: None,
     };
     let id = PointId::random();
-    let taken =
-        Taken { id, source: SourceKind::Hot, taken: Timestamp::now(), quiesce, disks: Vec::new(), skipped };
+    let taken = Taken { id, source: SourceKind::Hot, taken: Timestamp::now(), quiesce, disks: Vec::new(), skipped };
     job.publish(writer, taken, attachments).await
-}
-
-/// Removes what a killed run of ours left; refuses to touch another tool's job.
-async fn clear_leftovers(job: &mut Job<'_>, scratch: &Scratch) -> Result<()> {
-    if quiesce::thaw_leftover(job.env, job.vm.uuid).await {
-        job.warn("an earlier run left the guest frozen; it was thawed".into());
-    }
-    let hypervisor = &job.env.hypervisor;
-    let context = || format!("look for a running backup of {}", job.vm.name);
-    let Some(xml) = hypervisor.backup_xml(job.vm.uuid).await.map_err(Error::hyper(context()))? else {
-        return Ok(());
-    };
-    if !scratch.owns(&xml) {
-        return Err(Error::Busy(format!(
-            "another tool is backing up {}; wait for it, or end its job with: virsh domjobabort {}",
-            job.vm.name, job.vm.name
-        )));
-    }
-    hypervisor.abort_job(job.vm.uuid).await.map_err(Error::hyper("end the backup job of a killed run"))?;
-    job.warn("the backup job of an earlier, interrupted run was ended".into());
-    Ok(())
 }
 
 async fn facts(job: &Job<'_>, chosen: &[Disk]) -> Result<Vec<DiskFacts>> {
@@ -138,7 +114,8 @@ async fn facts(job: &Job<'_>, chosen: &[Disk]) -> Result<Vec<DiskFacts>> {
                 .find(|stat| stat.target == disk.target)
                 .map(|stat| stat.capacity_bytes)
                 .ok_or_else(|| Error::SourceGone(format!("{} is not running any more", job.vm.name)))?;
-            let untrackable = (disk.format != "qcow2").then(|| format!("{} images hold no persistent bitmap", disk.format));
+            let untrackable =
+                (disk.format != "qcow2").then(|| format!("{} images hold no persistent bitmap", disk.format));
             let bitmaps = bitmaps
                 .iter()
                 .filter(|bitmap| bitmap.target == disk.target && bitmap.persistent)
@@ -151,108 +128,6 @@ async fn facts(job: &Job<'_>, chosen: &[Disk]) -> Result<Vec<DiskFacts>> {
             Ok(DiskFacts { target: disk.target.clone(), size_bytes, untrackable, bitmaps })
         })
         .collect()
-}
-
-/// Puts checkpoints and bitmaps right. A repair that fails costs tracking, never the backup.
-async fn repair(job: &mut Job<'_>, facts: &[DiskFacts], decisions: &mut [DiskDecision]) -> Result<()> {
-    let hypervisor = &job.env.hypervisor;
-    let uuid = job.vm.uuid;
-    let known = hypervisor.checkpoints(uuid).await.map_err(Error::hyper("list checkpoints"))?;
-    let known: Vec<CheckpointFact> = known
-        .into_iter()
-        .map(|info| CheckpointFact {
-            name: info.name,
-            targets: info.disks.into_iter().map(|(target, _)| target).collect(),
-        })
-        .collect();
-    for repair in repairs(facts, &known, decisions, &job.checkpoint_prefix()) {
-        let done = match &repair {
-            Repair::ForgetCheckpoint { name } => hypervisor.checkpoint_delete(uuid, name, true).await,
-            Repair::DeleteCheckpoint { name } => match hypervisor.checkpoint_delete(uuid, name, false).await {
-                Err(_) => hypervisor.checkpoint_delete(uuid, name, true).await,
-                done => done,
-            },
-            Repair::RemoveBitmap { target, bitmap } => hypervisor.bitmap_remove(uuid, target, bitmap).await,
-            Repair::Redefine { name, targets } => {
-                let spec = checkpoint_spec(name.clone(), targets.clone());
-                let created = job.previous.as_ref().map_or(0, |point| point.taken.as_second());
-                hypervisor.checkpoint_redefine(uuid, &spec, created).await
-            }
-        };
-        let Err(error) = done else { continue };
-        tracing::debug!(?repair, %error, "repair of change tracking failed");
-        if let Repair::Redefine { name, .. } = &repair {
-            for decision in decisions.iter_mut().filter(|decision| decision.since.as_ref() == Some(name)) {
-                decision.since = None;
-                decision.state = TrackingState::Missing;
-                decision.reason = Some(format!("checkpoint {name} could not be used again: {}", error.message));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn checkpoint_spec(name: String, disks: Vec<String>) -> CheckpointSpec {
-    CheckpointSpec { name, description: "Virtward change tracking".into(), disks }
-}
-
-/// What exists on the hypervisor for this run and must be ended.
-struct Session {
-    scratch: Scratch,
-    checkpoint: Option<String>,
-    begun: bool,
-}
-
-impl Session {
-    /// Ends the backup job, so that the guest pays no longer for it.
-    async fn end_job(&mut self, job: &mut Job<'_>) {
-        if !self.begun {
-            return;
-        }
-        let deadline = Instant::now() + HYPERVISOR_AWAY_MAX;
-        loop {
-            match job.env.hypervisor.abort_job(job.vm.uuid).await {
-                Ok(()) => break,
-                // No job or no domain any more: what was wanted.
-                Err(error) if matches!(error.kind, ErrorKind::WrongState | ErrorKind::NoDomain | ErrorKind::Invalid) => break,
-                Err(error) if error.kind == ErrorKind::Unreachable && Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(250)).await;
-                }
-                Err(error) => {
-                    job.warn(format!("the backup job could not be ended ({}); the next run ends it", error.message));
-                    break;
-                }
-            }
-        }
-        self.begun = false;
-    }
-
-    /// Keeps the checkpoint that the published restore point (new or previous) needs and removes the others of ours.
-    async fn clean_up(&mut self, job: &mut Job<'_>, published: bool) {
-        let hypervisor = &job.env.hypervisor;
-        let prefix = job.checkpoint_prefix();
-        let doomed: Vec<String> = match (&self.checkpoint, published) {
-            (Some(new), false) => vec![new.clone()],
-            (kept, true) => match hypervisor.checkpoints(job.vm.uuid).await {
-                Ok(known) => known
-                    .into_iter()
-                    .map(|info| info.name)
-                    .filter(|name| name.starts_with(&prefix) && Some(name) != kept.as_ref())
-                    .collect(),
-                Err(_) => Vec::new(),
-            },
-            (None, false) => Vec::new(),
-        };
-        for name in doomed {
-            if let Err(error) = hypervisor.checkpoint_delete(job.vm.uuid, &name, false).await {
-                // The next run repairs it; a restore point is not worth less for it.
-                tracing::debug!(name, %error, "checkpoint not deleted");
-            }
-        }
-        if let Err(error) = self.scratch.remove() {
-            job.warn(error.to_string());
-        }
-    }
 }
 
 type Cut = (QuiesceRecord, Timestamp, Vec<DiskRecord>);
@@ -270,7 +145,7 @@ async fn cut_and_copy(
 ) -> Result<Cut> {
     job.phase(Phase::Quiescing);
     let name = job.vm.name.clone();
-    let quiesced = quiesce::freeze(job.env, job.vm.uuid, &name, job.options).await?;
+    let quiesced = quiesce::freeze(job.env, job.vm.uuid, &name, job.vm.state, job.options).await?;
     let begun = begin(job, session, &mut decisions, id).await;
     let taken = Timestamp::now();
     let (quiesce, doubt) = quiesced.thaw().await;
@@ -291,29 +166,33 @@ async fn cut_and_copy(
     }
     let copied = tokio::select! {
         records = disks::store(writer, sources, job.options.sample_regions, &flow) => records,
-        error = watch(job, &session.scratch, events) => Err(error),
+        error = watch::watch(job, &session.scratch, events) => Err(error),
     };
-    match copied {
-        Ok(records) => Ok((quiesce, taken, records)),
-        // A broken connection is a symptom; the cause is what became of the VM.
-        Err(error @ (Error::Nbd { .. } | Error::Hypervisor { .. })) => Err(gone(job).await.unwrap_or(error)),
-        Err(error) => Err(error),
-    }
+    Ok((quiesce, taken, copied?))
 }
 
 /// Begins the job, with as much tracking as the hypervisor accepts: all of it, then full reads with a new checkpoint,
 /// then without one.
 async fn begin(job: &mut Job<'_>, session: &mut Session, decisions: &mut [DiskDecision], id: PointId) -> Result<()> {
     let hypervisor = job.env.hypervisor.clone();
-    let warm = job.options.mode == BackupMode::Warm;
-    if warm {
-        hypervisor.suspend(job.vm.uuid).await.map_err(Error::hyper("pause the guest for the cut"))?;
+    // A guest that its operator paused stays paused.
+    let pause = job.options.mode == BackupMode::Warm && job.vm.state == VmState::Running;
+    if !pause {
+        return begin_with_fallback(job, session, decisions, id).await;
     }
+    hypervisor.suspend(job.vm.uuid).await.map_err(Error::hyper("pause the guest for the cut"))?;
     let begun = begin_with_fallback(job, session, decisions, id).await;
-    if warm {
-        hypervisor.resume(job.vm.uuid).await.map_err(Error::hyper("resume the guest after the cut"))?;
+    let deadline = Instant::now() + watch::HYPERVISOR_AWAY_MAX;
+    loop {
+        match hypervisor.resume(job.vm.uuid).await {
+            Ok(()) => return begun,
+            // A guest that stays paused is worse than a backup that takes its time.
+            Err(error) if error.kind == ErrorKind::Unreachable && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(error) => return begun.and(Err(Error::hyper("resume the guest after the cut")(error))),
+        }
     }
-    begun
 }
 
 async fn begin_with_fallback(
@@ -350,8 +229,7 @@ async fn begin_with_fallback(
         }
         let incremental = decisions.iter().any(|disk| disk.since.is_some());
         if hopeless || (!incremental && checkpoint.is_none()) {
-            let gone = if hopeless { gone(job).await } else { None };
-            return Err(gone.unwrap_or_else(|| Error::hyper(format!("begin the backup of {}", job.vm.name))(error)));
+            return Err(Error::hyper(format!("begin the backup of {}", job.vm.name))(error));
         }
         for disk in decisions.iter_mut() {
             if incremental && disk.since.take().is_some() {
@@ -407,8 +285,13 @@ async fn open(
         .map_err(Error::nbd(format!("connect to the backup of {} disk {}", job.vm.name, disk.target)))?;
     let size_bytes = client.info().size_bytes;
     let allocation = client.info().contexts.iter().any(|context| context == ALLOCATION);
-    debug_assert_eq!(size_bytes, facts.size_bytes);
-    let base = disks::previous_disk(job.previous.as_ref(), &disk.target).map(|(_, record)| record);
+    if size_bytes != facts.size_bytes {
+        return Err(Error::SourceGone(format!(
+            "disk {} of {} was {} bytes when the backup began and is {size_bytes} bytes now",
+            disk.target, job.vm.name, facts.size_bytes
+        )));
+    }
+    let base = disks::previous_disk(&job.history, &disk.target).map(|(_, record)| record);
     let disk_job = DiskJob {
         size_bytes,
         format: disk.format.clone(),
@@ -419,81 +302,4 @@ async fn open(
         decision,
     };
     Ok((disk_job, Source { client, size_bytes, chunk_bytes: CHUNK_BYTES, allocation }))
-}
-
-/// Resolves with the reason to give up: the VM went away, its job was ended by others, or scratch space runs low.
-async fn watch(job: &Job<'_>, scratch: &Scratch, mut events: broadcast::Receiver<DomainEvent>) -> Error {
-    let mut tick = tokio::time::interval(WATCH_INTERVAL);
-    let mut away_since: Option<Instant> = None;
-    loop {
-        tokio::select! {
-            () = job.cancel.cancelled() => return Error::Cancelled,
-            event = events.recv() => {
-                match event {
-                    Ok(DomainEvent { uuid, kind: DomainEventKind::Stopped { detail }, .. }) if uuid == job.vm.uuid => {
-                        return stopped(job, &detail);
-                    }
-                    // The driver is closing; only the ticks are left.
-                    Err(broadcast::error::RecvError::Closed) => { tick.tick().await; }
-                    _ => {}
-                }
-                continue;
-            }
-            _ = tick.tick() => {}
-        }
-        match scratch.free() {
-            Ok(free) if free < job.options.scratch_reserve.get() => {
-                return Error::GuestFirst(format!(
-                    "the backup of {} was given up: scratch space is down to {} bytes free, and the guest would be \
-                     the next to feel it. Free space in the scratch directory, back up at a quieter time, or raise \
-                     --bandwidth",
-                    job.vm.name, free
-                ));
-            }
-            _ => {}
-        }
-        match job.env.hypervisor.backup_xml(job.vm.uuid).await {
-            Ok(Some(_)) => away_since = None,
-            Ok(None) => {
-                let fallback = || {
-                    Error::SourceGone(format!("the backup job of {} was ended by someone else", job.vm.name))
-                };
-                return gone(job).await.unwrap_or_else(fallback);
-            }
-            // QEMU serves the data without libvirtd; only a long absence is a reason to stop.
-            Err(error) if error.kind == ErrorKind::Unreachable => {
-                let since = *away_since.get_or_insert_with(Instant::now);
-                if since.elapsed() > HYPERVISOR_AWAY_MAX {
-                    return Error::hyper(format!("back up {}", job.vm.name))(error);
-                }
-            }
-            Err(_) => {
-                if let Some(error) = gone(job).await {
-                    return error;
-                }
-            }
-        }
-    }
-}
-
-fn stopped(job: &Job<'_>, detail: &str) -> Error {
-    let what = match detail {
-        "migrated" => "was migrated to another host",
-        "crashed" => "crashed",
-        "destroyed" => "was powered off",
-        _ => "was shut down",
-    };
-    Error::SourceGone(format!("{} {what} during the backup", job.vm.name))
-}
-
-/// What became of the VM, if it does not run here any more.
-async fn gone(job: &Job<'_>) -> Option<Error> {
-    match job.env.hypervisor.lookup(&job.vm.uuid.to_string()).await {
-        Ok(vm) if vm.state.is_active() => None,
-        Ok(_) => Some(stopped(job, "shutdown")),
-        Err(error) if error.kind == ErrorKind::NoDomain => {
-            Some(Error::SourceGone(format!("{} was deleted during the backup", job.vm.name)))
-        }
-        Err(_) => None,
-    }
 }

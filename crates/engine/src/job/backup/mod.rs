@@ -18,6 +18,8 @@ mod images;
 mod quiesce;
 mod scratch;
 mod select;
+mod session;
+mod watch;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -26,7 +28,7 @@ use virtward_hypervisor::HostInfo;
 use virtward_model::{
     BackupKind, Bytes, DiskRecord, PointId, QuiesceRecord, QuiesceRequest, RestorePoint, SourceKind, Vm,
 };
-use virtward_repo::{Attachment, Repository, Writer, WriterOptions};
+use virtward_repo::{Attachment, Compression, Repository, Writer, WriterOptions};
 
 use crate::{Cancel, Env, Error, Event, Observer, Phase, Result, lock::VmLock};
 
@@ -72,6 +74,8 @@ pub struct BackupOptions {
     pub exclude_disks: Vec<String>,
     /// Labels for the restore point.
     pub tags: Vec<String>,
+    /// How data that the repository does not have is compressed.
+    pub compression: Compression,
     /// Free space that must remain on the scratch file system; the backup is given up below it.
     pub scratch_reserve: Bytes,
     /// Number of clean regions re-read to check the tracking.
@@ -92,6 +96,7 @@ impl Default for BackupOptions {
             only_disks: Vec::new(),
             exclude_disks: Vec::new(),
             tags: Vec::new(),
+            compression: Compression::default(),
             scratch_reserve: Bytes::mib(512),
             sample_regions: 4,
             threads: 0,
@@ -124,28 +129,29 @@ pub async fn backup_vm(
     let _lock = VmLock::take(&env.dirs.runtime, found.uuid, &found.name, "backup")?;
     let host = env.hypervisor.host().await.map_err(Error::hyper("ask the host who it is"))?;
     observer.event(&found.name, Event::Phase(Phase::Preparing));
-    let previous = previous_point(repo, &found).await?;
-    let mut job =
-        Job { env, repo, vm: found, host, options, observer, cancel, started, previous, warnings: Vec::new() };
-    let outcome = match job.vm.state.is_active() {
-        true => hot::run(&mut job).await,
-        false => cold::run(&mut job).await,
-    };
+    let history = history(repo, &found).await?;
+    let mut job = Job { env, repo, vm: found, host, options, observer, cancel, started, history, warnings: Vec::new() };
+    let outcome = attempt(&mut job).await;
     // A guest that shut itself down, or was started, in the middle is backed up the other way: once.
     match outcome {
         Err(Error::SourceGone(why)) if !cancel.is_cancelled() => {
-            let now = env.hypervisor.lookup(&job.vm.uuid.to_string()).await.map_err(|_| Error::SourceGone(why.clone()))?;
+            let now =
+                env.hypervisor.lookup(&job.vm.uuid.to_string()).await.map_err(|_| Error::SourceGone(why.clone()))?;
             if now.state.is_active() == job.vm.state.is_active() {
                 return Err(Error::SourceGone(why));
             }
             job.vm = now;
             job.warn(format!("{why}; the backup was begun again"));
-            match job.vm.state.is_active() {
-                true => hot::run(&mut job).await,
-                false => cold::run(&mut job).await,
-            }
+            attempt(&mut job).await
         }
         other => other,
+    }
+}
+
+async fn attempt(job: &mut Job<'_>) -> Result<RestorePoint> {
+    match job.vm.state.is_active() {
+        true => hot::run(job).await,
+        false => cold::run(job).await,
     }
 }
 
@@ -170,7 +176,8 @@ struct Job<'a> {
     observer: &'a dyn Observer,
     cancel: &'a Cancel,
     started: Timestamp,
-    previous: Option<RestorePoint>,
+    /// Restore points of this VM, newest first.
+    history: Vec<RestorePoint>,
     warnings: Vec<String>,
 }
 
@@ -221,7 +228,7 @@ impl Job<'_> {
             taken: taken.taken,
             started: self.started,
             finished: Timestamp::now(),
-            parent: self.previous.as_ref().map(|point| point.id),
+            parent: self.history.first().map(|point| point.id),
             quiesce: taken.quiesce,
             disks: taken.disks,
             skipped: taken.skipped,
@@ -241,7 +248,12 @@ fn kind_of(disks: &[DiskRecord]) -> BackupKind {
 
 async fn open_writer(repo: &Repository, options: &BackupOptions, cancel: &Cancel) -> Result<Writer> {
     let repo = repo.clone();
-    let options = WriterOptions { threads: options.threads, cancel: Some(cancel.flag()), ..WriterOptions::default() };
+    let options = WriterOptions {
+        threads: options.threads,
+        compression: options.compression,
+        cancel: Some(cancel.flag()),
+        ..WriterOptions::default()
+    };
     blocking(move || Ok(repo.writer(options)?)).await
 }
 
@@ -253,11 +265,13 @@ async fn publish(writer: Writer, point: RestorePoint, attachments: Vec<Attachmen
     .await
 }
 
-/// The newest restore point of a VM in a repository, whatever its state.
-async fn previous_point(repo: &Repository, vm: &Vm) -> Result<Option<RestorePoint>> {
+/// The restore points of a VM in a repository, newest first.
+async fn history(repo: &Repository, vm: &Vm) -> Result<Vec<RestorePoint>> {
     let (repo, uuid) = (repo.clone(), vm.uuid);
-    let points = blocking(move || Ok(repo.points()?)).await?;
-    Ok(points.points.into_iter().filter(|point| point.vm_uuid == uuid).max_by_key(|point| point.taken))
+    let listed = blocking(move || Ok(repo.points()?)).await?;
+    let mut points: Vec<RestorePoint> = listed.points.into_iter().filter(|point| point.vm_uuid == uuid).collect();
+    points.sort_by_key(|point| std::cmp::Reverse(point.taken));
+    Ok(points)
 }
 
 /// Runs repository work, which blocks, away from the async threads.

@@ -15,7 +15,7 @@ use tokio::{
 };
 use uuid::Uuid;
 use virtward_hypervisor::ErrorKind;
-use virtward_model::{QuiesceOutcome, QuiesceRecord, QuiesceRequest};
+use virtward_model::{QuiesceOutcome, QuiesceRecord, QuiesceRequest, VmState};
 
 use crate::{Env, Error, Result, job::backup::BackupOptions, tool};
 
@@ -63,11 +63,17 @@ pub(super) async fn thaw_leftover(env: &Env, vm: Uuid) -> bool {
     true
 }
 
+/// Forgets the marker of a guest that is shut off: nothing is frozen there.
+pub(super) fn forget_leftover(env: &Env, vm: Uuid) {
+    let _ = std::fs::remove_file(marker(env, vm));
+}
+
 /// Freezes as asked. Only a `required` quiesce can fail; everything else ends up in the record.
 pub(super) async fn freeze<'a>(
     env: &'a Env,
     vm: Uuid,
     name: &'a str,
+    state: VmState,
     options: &'a BackupOptions,
 ) -> Result<Quiesced<'a>> {
     let record =
@@ -76,7 +82,11 @@ pub(super) async fn freeze<'a>(
     if options.quiesce == QuiesceRequest::Off {
         return Ok(quiesced);
     }
-    if let Err((outcome, reason)) = quiesced.try_freeze().await {
+    let attempt = match state {
+        VmState::Paused => Err((QuiesceOutcome::NoAgent, "the VM is paused, so its agent cannot answer".to_owned())),
+        _ => quiesced.try_freeze().await,
+    };
+    if let Err((outcome, reason)) = attempt {
         quiesced.record.outcome = outcome;
         quiesced.record.reason = Some(reason.clone());
         if options.quiesce == QuiesceRequest::Required {
@@ -150,10 +160,25 @@ impl Quiesced<'_> {
         let mut warning = None;
         if let Some(frozen) = self.frozen.take() {
             let (count, since) = (frozen.count, frozen.since);
+            let cut_after = since.elapsed();
             let thawed = self.thaw_now(frozen).await;
-            self.record.frozen_ms = Some(since.elapsed().as_millis() as u64);
+            let lasted = thawed.map_or_else(|| since.elapsed(), |(_, at)| at - since);
+            self.record.frozen_ms = Some(lasted.as_millis() as u64);
+            // The guard may have thawed the guest before the cut.
+            if cut_after >= FROZEN_MAX {
+                self.record.outcome = QuiesceOutcome::Failed;
+                self.record.reason =
+                    Some(format!("the cut came {} s after the freeze, which had ended by then", cut_after.as_secs()));
+            }
             warning = match thawed {
-                Some(thawed) if thawed < count => {
+                Some((0, _)) if cut_after < FROZEN_MAX => {
+                    self.record.outcome = QuiesceOutcome::Failed;
+                    self.record.reason = Some(
+                        "the agent had nothing to thaw: the freeze had ended before, perhaps before the cut".into(),
+                    );
+                    None
+                }
+                Some((thawed, _)) if thawed < count => {
                     Some(format!("the agent froze {count} file systems and says that it thawed {thawed}"))
                 }
                 Some(_) => None,
@@ -164,16 +189,18 @@ impl Quiesced<'_> {
         (self.record.clone(), warning)
     }
 
-    async fn thaw_now(&self, frozen: Frozen) -> Option<u32> {
+    /// Thaws; the number of file systems and the instant.
+    async fn thaw_now(&self, frozen: Frozen) -> Option<(u32, Instant)> {
         for attempt in 0..THAW_ATTEMPTS {
             let answer = tokio::time::timeout(Duration::from_secs(5), self.env.hypervisor.fs_thaw(self.vm)).await;
             match answer {
                 Ok(Ok(count)) => {
+                    let at = Instant::now();
                     if let Some(guard) = frozen.guard {
                         guard.dismiss().await;
                     }
                     let _ = std::fs::remove_file(&frozen.marker);
-                    return Some(count);
+                    return Some((count, at));
                 }
                 _ => tokio::time::sleep(Duration::from_millis(50 << attempt)).await,
             }

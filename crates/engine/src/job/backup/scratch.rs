@@ -43,7 +43,8 @@ impl Scratch {
                 .and_then(|()| std::fs::DirBuilder::new().mode(0o700).create(dir))
                 .map_err(Error::io(format!("create {}", dir.display())))?;
             if let Some((user, group)) = owner {
-                chown(dir, Some(user), Some(group)).map_err(Error::io(format!("give {} to QEMU's user", dir.display())))?;
+                chown(dir, Some(user), Some(group))
+                    .map_err(Error::io(format!("give {} to QEMU's user", dir.display())))?;
             }
         }
         if self.socket().as_os_str().len() > SOCKET_PATH_MAX {

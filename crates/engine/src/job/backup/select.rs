@@ -12,6 +12,14 @@ pub(super) fn select(vm: &Vm, only: &[String], exclude: &[String]) -> Result<(Ve
             return Err(Error::NotFound(format!("{} has no disk {asked}; it has {}", vm.name, known.join(", "))));
         }
     }
+    for disk in vm.disks.iter().filter(|disk| only.contains(&disk.target)) {
+        if let Some(reason) = holds_no_state(disk) {
+            return Err(Error::Refused(format!(
+                "disk {} of {} cannot be backed up ({reason}); leave out --disk {}",
+                disk.target, vm.name, disk.target
+            )));
+        }
+    }
     let mut chosen = Vec::new();
     let mut skipped = Vec::new();
     for disk in &vm.disks {
@@ -24,7 +32,14 @@ pub(super) fn select(vm: &Vm, only: &[String], exclude: &[String]) -> Result<(Ve
 }
 
 fn reason_to_skip(disk: &Disk, only: &[String], exclude: &[String]) -> Option<&'static str> {
-    let fixed = match (disk.device, &disk.source) {
+    holds_no_state(disk).or_else(|| {
+        let left_out = exclude.contains(&disk.target) || (!only.is_empty() && !only.contains(&disk.target));
+        left_out.then_some("left out by request")
+    })
+}
+
+fn holds_no_state(disk: &Disk) -> Option<&'static str> {
+    match (disk.device, &disk.source) {
         (DiskDevice::Cdrom, _) => Some("CD-ROM"),
         (DiskDevice::Floppy, _) => Some("floppy"),
         (DiskDevice::Lun, _) => Some("SCSI LUN passed through; QEMU cannot read it for a backup"),
@@ -32,11 +47,7 @@ fn reason_to_skip(disk: &Disk, only: &[String], exclude: &[String]) -> Option<&'
         _ if disk.transient => Some("transient: its content is not meant to last"),
         _ if disk.read_only => Some("read-only"),
         _ => None,
-    };
-    fixed.or_else(|| {
-        let left_out = exclude.contains(&disk.target) || (!only.is_empty() && !only.contains(&disk.target));
-        left_out.then_some("left out by request")
-    })
+    }
 }
 
 #[cfg(test)]
@@ -79,5 +90,7 @@ mod tests {
         assert_eq!(skipped[0], "vda: left out by request");
         let error = select(&vm(), &[], &["vdx".into()]).unwrap_err().to_string();
         assert_eq!(error, "web1 has no disk vdx; it has vda, vdb, vdc, sda");
+        let error = select(&vm(), &["sda".into()], &[]).unwrap_err().to_string();
+        assert!(error.contains("sda of web1 cannot be backed up (CD-ROM)"), "{error}");
     }
 }
