@@ -6,4 +6,6 @@ mod harness;
 mod backup;
 mod guest;
 mod interrupted;
+mod repository;
+mod restore;
 mod tracking;
