@@ -323,9 +323,13 @@ fn memory_saved_before_a_restore_is_not_resumed_on_the_restored_disks() {
 #[test]
 fn guests_boot_from_partitions_other_file_systems_and_raw_disks() {
     let lab = Lab::quick(1);
-    lab.guest("parts", &["--fs", "xfs", "--partitioned", "--disk", "512MiB"]);
-    lab.guest("flat", &["--fs", "btrfs", "--format", "raw"]);
-    for vm in ["parts", "flat"] {
+    let guests: [(&str, &[&str]); 3] = [
+        ("parts", &["--partitioned", "--disk", "256MiB"]),
+        ("flat", &["--fs", "xfs", "--format", "raw"]),
+        ("tree", &["--fs", "btrfs"]),
+    ];
+    for (vm, more) in guests {
+        lab.guest(vm, more);
         let before = lab.guest_sh(vm, CHECKSUMS);
         let point = lab.backup(vm, &[]);
         lab.guest_sh(vm, "rm -r /data/* 2>/dev/null; sync");

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use virtward_model::DiskRecord;
 use virtward_repo::{DiskReader, Repository, RestoreOptions};
 
@@ -82,6 +82,8 @@ pub(super) struct DiskJob<'a> {
     pub done: &'a Arc<AtomicU64>,
 }
 
+/// QEMU counts in whole sectors and would cut the rest of a qcow2 image off.
+const SECTOR: u64 = 512;
 /// QEMU's limit on the first table of a qcow2 image, with the clusters that [`Qcow2Writer`] makes.
 const QCOW2_BYTES_MAX: u64 = 2 << 50;
 
@@ -109,7 +111,8 @@ pub(super) async fn write_file(job: &DiskJob<'_>, path: &Path, format: DiskForma
             let file = create(path)?;
             let (reader, image) = blocking(move || {
                 let extents = data_extents(&reader)?;
-                let image = Qcow2Writer::begin(file, size, extents.into_iter()).map_err(Error::io(context))?;
+                let image = Qcow2Writer::begin(file, size.next_multiple_of(SECTOR), extents.into_iter())
+                    .map_err(Error::io(context))?;
                 Ok((reader, Arc::new(image)))
             })
             .await?;
@@ -155,7 +158,10 @@ async fn write_through(server: &ImageServer, job: &DiskJob<'_>, reader: DiskRead
     let client = server.connect(Vec::new()).await?;
     let (sink, runtime) = (client.clone(), tokio::runtime::Handle::current());
     let written = copy(job, reader, path, move |offset, data| {
-        runtime.block_on(sink.write(offset, Bytes::copy_from_slice(data))).map_err(of_server)
+        // The image is made of whole sectors, and QEMU's servers may take nothing less.
+        let mut sectors = BytesMut::zeroed(data.len().next_multiple_of(SECTOR as usize));
+        sectors[..data.len()].copy_from_slice(data);
+        runtime.block_on(sink.write(offset, sectors.freeze())).map_err(of_server)
     })
     .await?;
     client.flush().await.map_err(Error::nbd(format!("write {}", path.display())))?;
