@@ -13,6 +13,7 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 use virtward_decide::pointref;
 use virtward_model::{Bytes, QuiesceRequest};
+use virtward_repo::Compression;
 
 use crate::{
     cli::Global,
@@ -51,6 +52,9 @@ pub struct BackupDefaults {
     /// Read limit per second.
     #[serde(deserialize_with = "rate")]
     pub bandwidth: Option<Bytes>,
+    /// Compression of new data.
+    #[serde(deserialize_with = "compression")]
+    pub compression: Option<Compression>,
     /// Space that must stay free where the scratch images are.
     #[serde(deserialize_with = "size")]
     pub scratch_reserve: Option<Bytes>,
@@ -61,7 +65,10 @@ pub struct BackupDefaults {
 /// Every key that the file may have, as it is written there.
 const KEYS: [(&str, &[&str]); 2] = [
     ("", &["repo", "connect", "password-file", "key-file", "runtime-dir", "scratch-dir", "backup"]),
-    ("backup", &["quiesce", "pre-freeze", "post-thaw", "bandwidth", "scratch-reserve", "agent-timeout-s"]),
+    (
+        "backup",
+        &["quiesce", "pre-freeze", "post-thaw", "bandwidth", "compression", "scratch-reserve", "agent-timeout-s"],
+    ),
 ];
 
 fn size<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Bytes>, D::Error> {
@@ -75,6 +82,10 @@ fn size<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Bytes>, D::
         Size::Number(bytes) => Ok(Some(Bytes(bytes))),
         Size::Text(text) => text.parse().map(Some).map_err(serde::de::Error::custom),
     }
+}
+
+fn compression<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Compression>, D::Error> {
+    String::deserialize(input)?.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 fn rate<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Bytes>, D::Error> {

@@ -19,5 +19,7 @@ pub use cancel::Cancel;
 pub use env::{Dirs, Env};
 pub use error::{Error, Result};
 pub use job::backup::{BackupMode, BackupOptions, Hooks, ImageSet, backup_images, backup_vm};
-pub use job::restore::{DiskFormat, RestoreDiskOptions, RestoreVmOptions, RestoredDisk, RestoredVm, restore_disk, restore_vm};
+pub use job::restore::{
+    DiskFormat, RestoreDiskOptions, RestoreVmOptions, RestoredDisk, RestoredVm, restore_disk, restore_vm,
+};
 pub use observe::{Event, Observer, Phase, Silent};

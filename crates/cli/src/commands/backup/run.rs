@@ -5,7 +5,7 @@ use std::time::Duration;
 use virtward_decide::pointref;
 use virtward_engine::{BackupMode, BackupOptions, Env, Hooks, backup_vm};
 use virtward_model::{Bytes, DiskDevice, QuiesceRequest, RestorePoint, Vm};
-use virtward_repo::Repository;
+use virtward_repo::{Compression, Repository};
 
 use crate::{
     app::{self, App},
@@ -66,6 +66,9 @@ pub struct Common {
     /// Read everything, as if nothing were known of earlier backups
     #[arg(long)]
     pub full: bool,
+    /// Compression of new data: off, lz4, zstd, or zstd:LEVEL up to 19 [default: zstd]
+    #[arg(long, value_name = "HOW")]
+    pub compression: Option<Compression>,
     /// Label for the restore point; may be repeated
     #[arg(long, value_name = "TAG")]
     pub tag: Vec<String>,
@@ -218,6 +221,7 @@ pub fn common(args: &Common, defaults: &BackupDefaults) -> BackupOptions {
         bandwidth: args.bandwidth.or(defaults.bandwidth),
         full: args.full,
         tags: args.tag.clone(),
+        compression: args.compression.or(defaults.compression).unwrap_or_default(),
         scratch_reserve: defaults.scratch_reserve.unwrap_or(base.scratch_reserve),
         ..base
     }
@@ -259,5 +263,16 @@ mod tests {
         assert!(Line::try_parse_from(["x", "--all"]).is_ok());
         assert!(Line::try_parse_from(["x", "web1", "--bandwidth", "fast"]).is_err());
         assert!(Line::try_parse_from(["x", "web1", "--bandwidth", "0"]).is_err());
+        for (text, compression) in [
+            ("off", Compression::Off),
+            ("lz4", Compression::Lz4),
+            ("zstd", Compression::Zstd(1)),
+            ("zstd:7", Compression::Zstd(7)),
+        ] {
+            assert_eq!(text.parse(), Ok(compression));
+        }
+        for text in ["", "gzip", "zstd:0", "zstd:20", "lz4:1", "off:1"] {
+            assert!(Line::try_parse_from(["x", "web1", "--compression", text]).is_err(), "{text}");
+        }
     }
 }
