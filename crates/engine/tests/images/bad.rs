@@ -170,10 +170,9 @@ async fn garbage_in_headers_is_an_error_or_harmless() {
                 file.write_all_at(&[(state >> 32) as u8], at).unwrap();
             }
             let outcome = tokio::time::timeout(Duration::from_secs(60), bench.back_up(&damaged, Some(format))).await;
-            match outcome {
-                Ok(Err(error)) => assert!(!error.to_string().contains("worker"), "{error}"),
-                // Not every byte of a header matters.
-                Ok(Ok(_)) | Err(_) => {}
+            // Not every byte of a header matters, so it need not fail.
+            if let Ok(Err(error)) = outcome {
+                assert!(!error.to_string().contains("worker"), "{error}");
             }
         }
     }
