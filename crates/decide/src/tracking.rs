@@ -123,7 +123,9 @@ fn classify(
             ),
             None => (
                 TrackingState::Missing,
-                Some(format!("bitmap {wanted} is gone (QEMU crash, power cut, disk replaced, or deleted by another tool)")),
+                Some(format!(
+                    "bitmap {wanted} is gone (QEMU crash, power cut, disk replaced, or deleted by another tool)"
+                )),
             ),
         },
     }

@@ -84,7 +84,9 @@ mod tests {
 
     #[test]
     fn sizes_parse_and_print() {
-        for (text, bytes) in [("512", 512), ("64KiB", 65536), ("2GiB", 2 << 30), ("1.5g", 3 << 29), ("100 MB", 100_000_000)] {
+        for (text, bytes) in
+            [("512", 512), ("64KiB", 65536), ("2GiB", 2 << 30), ("1.5g", 3 << 29), ("100 MB", 100_000_000)]
+        {
             assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
         }
         for text in ["", "GiB", "2XiB", "-1", "99999999999TiB", "1.2.3M", "nan"] {

@@ -26,7 +26,7 @@ use crate::{
     error::{Error, Result},
     format::{ObjectId, envelope, envelope::Kind, names, sealed},
     keys::KeyRing,
-    store::{Store, put_new},
+    store::{Put, Store, put_new},
     util::lock,
 };
 
@@ -67,6 +67,27 @@ pub fn newest_epoch(store: &dyn Store, ring: &KeyRing) -> Result<Epoch> {
         Ok(epoch)
     } else {
         Err(Error::damaged(name, "it holds another epoch than its name says"))
+    }
+}
+
+/// Condemns packs in which damage was found: from the next epoch on, writers store anew what is in them.
+pub fn condemn(store: &dyn Store, ring: &KeyRing, packs: &HashSet<ObjectId>) -> Result<()> {
+    loop {
+        let mut next = newest_epoch(store, ring)?;
+        let known: HashSet<ObjectId> = next.condemned.iter().copied().collect();
+        let before = next.condemned.len();
+        next.condemned.extend(packs.difference(&known));
+        if next.condemned.len() == before {
+            return Ok(());
+        }
+        next.condemned[before..].sort_unstable();
+        next.epoch += 1;
+        let name = names::epoch(next.epoch);
+        match store.put_if_absent(&name, &sealed::seal(ring, Kind::Epoch, &name, &next)?)? {
+            Put::Created => return Ok(()),
+            // Somebody else began that epoch; theirs is the newest now.
+            Put::Exists => {}
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 //! changed; every byte that is given out was authenticated and hashed again; names in the store reveal nothing.
 
 mod crypto;
+mod direct;
 mod error;
 pub mod format;
 mod index;
@@ -25,6 +26,7 @@ mod util;
 mod verify;
 mod writer;
 
+pub use direct::DirectFile;
 pub use error::{Error, Result};
 pub use format::{CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ObjectId};
 pub use keys::{KdfCost, KeyInfo, KeyKind, Secret};

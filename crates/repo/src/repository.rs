@@ -3,7 +3,7 @@
 //! Cheap to clone. Nothing here takes a lock on the store; any number of processes may work at once.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex},
 };
 
@@ -20,7 +20,7 @@ use crate::{
         point::PointRecord,
         tree::Pages,
     },
-    pack::{PackInfo, read::decode_record},
+    pack::{Entry, PackInfo, read::decode_record},
     store::{Put, Store, put_new},
     util::{Cache, lock},
 };
@@ -244,15 +244,43 @@ impl Inner {
 
     /// Reads, opens and checks one chunk or page.
     pub(crate) fn read_record(&self, id: &ChunkId) -> Result<Vec<u8>> {
-        let place = self.index.locate(id)?;
-        match self.read_at(&place) {
-            // Repacked since: the index knows the new place after a refresh.
-            Err(Error::Missing { .. }) => {
-                self.index.refresh()?;
-                self.read_at(&self.index.locate(id)?)
+        let mut tried: HashSet<(ObjectId, u32)> = HashSet::new();
+        let (mut refreshed, mut failure) = (false, None);
+        loop {
+            let untried = |pack: &PackInfo, entry: &Entry| !tried.contains(&(pack.id(), entry.offset));
+            match self.index.lookup(id, &untried)? {
+                Some(place) => match self.read_at(&place) {
+                    // Damaged, or repacked since; a chunk may have another place.
+                    Err(e) if e.is_damage() => {
+                        tried.insert((place.pack.id(), place.entry.offset));
+                        failure.get_or_insert(e);
+                    }
+                    other => return other,
+                },
+                None if !refreshed => {
+                    self.index.refresh()?;
+                    refreshed = true;
+                }
+                None => return Err(failure.unwrap_or_else(|| crate::index::not_listed(id))),
             }
-            other => other,
         }
+    }
+
+    /// Packs of the index that are not in the store with the length that they should have.
+    pub(crate) fn lost_packs(&self, state: &crate::index::State) -> Result<HashSet<ObjectId>> {
+        let mut present = HashMap::new();
+        for prefix in [names::DATA, names::META] {
+            self.store.list(prefix, &mut |object| {
+                present.insert(object.name, object.bytes);
+                Ok(())
+            })?;
+        }
+        let packs = state.packs();
+        Ok(packs
+            .values()
+            .filter(|pack| present.get(&pack.name()) != Some(&pack.bytes()))
+            .map(|pack| pack.id())
+            .collect())
     }
 
     fn read_at(&self, place: &Location) -> Result<Vec<u8>> {

@@ -13,6 +13,8 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use virtward_repo::DirectFile;
+
 const CLUSTER_BITS: u32 = 16;
 const CLUSTER: u64 = 1 << CLUSTER_BITS;
 /// Guest bytes that one L2 table maps.
@@ -25,7 +27,7 @@ const REFCOUNT_ORDER_16_BIT: u32 = 4;
 
 /// An image being written. `write` may be called from any thread, each guest cluster at most once.
 pub(crate) struct Qcow2Writer {
-    file: File,
+    file: DirectFile,
     size: u64,
     l1_offset: u64,
     l1_entries: u64,
@@ -54,7 +56,7 @@ impl Qcow2Writer {
                 }
             }
         }
-        Ok(Self { file, size, l1_offset, l1_entries, l2, next_cluster: AtomicU64::new(next) })
+        Ok(Self { file: DirectFile::new(file), size, l1_offset, l1_entries, l2, next_cluster: AtomicU64::new(next) })
     }
 
     /// Writes guest bytes. `offset` is cluster-aligned; clusters of zeros take no space.
@@ -102,7 +104,7 @@ impl Qcow2Writer {
                     return Err(io::Error::other("write outside the announced data ranges"));
                 }
                 let bytes: Vec<u8> = now.iter().flat_map(|entry| entry.to_be_bytes()).collect();
-                self.file.write_all_at(&bytes, table + slot * 8)?;
+                self.file.plain().write_all_at(&bytes, table + slot * 8)?;
             }
             cluster += here as u64;
             rest = later;
@@ -120,22 +122,22 @@ impl Qcow2Writer {
 
         let table: Vec<u8> =
             (0..blocks).flat_map(|block| (blocks_offset + (block << CLUSTER_BITS)).to_be_bytes()).collect();
-        self.file.write_all_at(&table, table_offset)?;
+        self.file.plain().write_all_at(&table, table_offset)?;
         let mut written = 0;
         let ones: Vec<u8> = [0u8, 1].repeat(REFCOUNT_BLOCK_ENTRIES as usize);
         for block in 0..blocks {
             let here = (total - written).min(REFCOUNT_BLOCK_ENTRIES);
-            self.file.write_all_at(&ones[..here as usize * 2], blocks_offset + (block << CLUSTER_BITS))?;
+            self.file.plain().write_all_at(&ones[..here as usize * 2], blocks_offset + (block << CLUSTER_BITS))?;
             written += here;
         }
-        self.file.set_len(total << CLUSTER_BITS)?;
+        self.file.plain().set_len(total << CLUSTER_BITS)?;
 
         let l1: Vec<u8> =
             self.l2.iter().flat_map(|table| if *table == 0 { 0 } else { table | COPIED }.to_be_bytes()).collect();
-        self.file.write_all_at(&l1, self.l1_offset)?;
-        self.file.sync_all()?;
-        self.file.write_all_at(&self.header(table_offset, table_clusters), 0)?;
-        self.file.sync_all()
+        self.file.plain().write_all_at(&l1, self.l1_offset)?;
+        self.file.sync()?;
+        self.file.plain().write_all_at(&self.header(table_offset, table_clusters), 0)?;
+        self.file.sync()
     }
 
     fn header(&self, refcount_table: u64, refcount_clusters: u64) -> Vec<u8> {

@@ -284,11 +284,16 @@ impl Index {
             return Ok(found);
         }
         self.refresh()?;
-        self.lookup(id, &|_, _| true)?.ok_or_else(|| Error::Damaged {
-            object: format!("chunk {id}"),
-            what: "no index segment lists it".into(),
-            hint: "run `virtward repo check`: an index segment or a pack is missing or damaged".into(),
-        })
+        self.lookup(id, &|_, _| true)?.ok_or_else(|| not_listed(id))
+    }
+}
+
+/// The failure to find something that must exist.
+pub fn not_listed(id: &ChunkId) -> Error {
+    Error::Damaged {
+        object: format!("chunk {id}"),
+        what: "no index segment lists it".into(),
+        hint: "run `virtward repo check`: an index segment or a pack is missing or damaged".into(),
     }
 }
 

@@ -203,9 +203,12 @@ impl<S: Fn(u64, &[u8]) -> io::Result<()> + Sync + ?Sized> Copy<'_, S> {
         for (entry, indexes) in &group.records {
             let begin = (u64::from(entry.offset) - group.begin) as usize;
             let record = &mut sealed[begin..begin + entry.stored as usize];
-            self.permits
-                .with(|| decode_record(&inner.ring, &group.pack.header, &sealer, entry, record, plain))
-                .map_err(|e| e.at(&*name))?;
+            let decoded =
+                self.permits.with(|| decode_record(&inner.ring, &group.pack.header, &sealer, entry, record, plain));
+            if decoded.is_err() {
+                // Damaged here; the chunk may have been stored again elsewhere.
+                *plain = inner.read_record(&entry.id)?;
+            }
             indexes.iter().try_for_each(|index| self.give(*index, plain))?;
         }
         Ok(())

@@ -6,7 +6,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Read},
     os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -19,6 +19,7 @@ use rustix::{
 
 use super::{Listed, ObjectWriter, Put, Store, check_name};
 use crate::{
+    direct::DirectFile,
     error::{Error, Result},
     format::ObjectId,
 };
@@ -66,7 +67,7 @@ impl FsStore {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&tmp).map_err(fail)?;
         // Best effort: without a lock the file only counts as abandoned much later.
         let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
-        Ok(FsWriter { file, tmp: Some(tmp), target })
+        Ok(FsWriter { file: DirectFile::new(file), pending: Vec::new(), written: 0, tmp: Some(tmp), target })
     }
 }
 
@@ -116,15 +117,23 @@ fn publish(tmp: &Path, target: &Path) -> io::Result<Put> {
     Ok(outcome)
 }
 
+/// Bytes of a large object that go out in one write.
+const WRITE_BYTES: usize = 2 << 20;
+
 struct FsWriter {
-    file: File,
+    file: DirectFile,
+    /// Accepted and not yet written: always the end of the object.
+    pending: Vec<u8>,
+    written: u64,
     tmp: Option<PathBuf>,
     target: PathBuf,
 }
 
 impl FsWriter {
     fn finish_io(&mut self) -> io::Result<Put> {
-        self.file.sync_all()?;
+        self.file.write_all_at(&self.pending, self.written)?;
+        self.pending.clear();
+        self.file.sync()?;
         let dir = self.target.parent().expect("an object is inside the root");
         make_dirs(dir)?;
         let tmp = self.tmp.as_deref().expect("finished once");
@@ -139,7 +148,16 @@ impl FsWriter {
 
 impl ObjectWriter for FsWriter {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|e| Error::io("write", self.target.display().to_string(), e))
+        self.pending.extend_from_slice(bytes);
+        let whole = self.pending.len() - self.pending.len() % WRITE_BYTES;
+        if whole == 0 {
+            return Ok(());
+        }
+        let done = self.file.write_all_at(&self.pending[..whole], self.written);
+        done.map_err(|e| Error::io("write", self.target.display().to_string(), e))?;
+        self.written += whole as u64;
+        self.pending.drain(..whole);
+        Ok(())
     }
     fn finish(mut self: Box<Self>) -> Result<Put> {
         self.finish_io().map_err(|e| Error::io("write", self.target.display().to_string(), e))

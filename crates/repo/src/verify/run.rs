@@ -16,6 +16,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     format::ObjectId,
+    lease::condemn,
     manifest::point::PointRecord,
     pack::{
         Entry, PackInfo,
@@ -109,6 +110,7 @@ impl Repository {
         }
         let mut bad = run.bad.into_inner().unwrap_or_else(|e| e.into_inner());
         let damaged_points = Impact::new(self, &bad).damaged_points(&records, progress)?;
+        self.quarantine(&bad);
         bad.objects.sort_by(|a, b| (&a.object, &a.what).cmp(&(&b.object, &b.what)));
         bad.objects.dedup();
         Ok(VerifyReport {
@@ -121,6 +123,15 @@ impl Repository {
             damaged: bad.objects,
             damaged_points,
         })
+    }
+
+    /// Makes the next backups store anew what damaged packs hold. Where this may not be written, damage is only reported.
+    fn quarantine(&self, bad: &Bad) {
+        let packs: HashSet<ObjectId> =
+            bad.packs.iter().copied().chain(bad.records.iter().map(|(pack, _)| *pack)).collect();
+        if let Err(error) = condemn(&*self.inner.store, &self.inner.ring, &packs) {
+            tracing::warn!(%error, "damaged packs could not be marked; the next backup may refer to them");
+        }
     }
 
     fn records_to_verify(&self, options: &VerifyOptions, bad: &mut Bad) -> Result<Vec<Arc<PointRecord>>> {

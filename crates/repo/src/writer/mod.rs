@@ -94,9 +94,12 @@ impl Repository {
         let lease = Lease::begin(inner.store.clone(), inner.ring.clone(), options.lease_ttl)?;
         // After the lease, so that the index is not older than it.
         let state = inner.index.refresh()?;
+        // What is lost or was found damaged is stored again, not referred to.
+        let mut avoid = inner.lost_packs(&state)?;
+        avoid.extend(&lease.condemned);
         let pack_bytes = options.pack_bytes.unwrap_or_else(|| pack_target(&state)).clamp(1 << 12, 512 << 20);
         let threads = if options.threads == 0 { default_threads() } else { options.threads };
-        let (shared, finisher) = Shared::start(self.clone(), &lease, &options, pack_bytes)?;
+        let (shared, finisher) = Shared::start(self.clone(), &lease, avoid, &options, pack_bytes)?;
         // One chunk at work per thread, and as many waiting.
         let (queue, jobs) = bounded(threads);
         let (stop, stopped) = bounded(0);
@@ -172,9 +175,11 @@ impl Writer {
         }
         // A base whose tree cannot be read is found out now and not after the disk was.
         let tree = Tree::parse(&base.root, base.size_bytes, base.chunk_bytes)?;
-        match tree.data_chunks(&*self.shared.repo.inner) {
+        match self.shared.rests_on_avoided(&tree) {
+            Ok(false) => Ok(()),
+            Ok(true) => bad("parts of it are in packs that are lost or damaged".into()),
             Err(e) if e.is_damage() => bad(e.to_string()),
-            other => other.map(drop),
+            Err(e) => Err(e),
         }
     }
 

@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Result},
     format::{ChunkId, ObjectId},
     lease::Lease,
-    manifest::{Page, Ref},
+    manifest::{Page, Ref, Tree},
     pack::{
         Encoding, Entry, PackClass, PackInfo,
         append::{Appender, FullPack, Origin},
@@ -46,7 +46,8 @@ pub struct Shared {
     pub repo: Repository,
     pub origin: Origin,
     pub compression: Compression,
-    condemned: HashSet<ObjectId>,
+    /// Packs that count as absent: condemned by the epoch, or lost.
+    avoid: HashSet<ObjectId>,
     /// Chunks and pages that this run stores or is storing.
     seen: Vec<Mutex<HashSet<ChunkId>>>,
     data: Appender,
@@ -65,6 +66,7 @@ impl Shared {
     pub fn start(
         repo: Repository,
         lease: &Lease,
+        avoid: HashSet<ObjectId>,
         options: &WriterOptions,
         pack_bytes: u32,
     ) -> Result<(Arc<Self>, JoinHandle<()>)> {
@@ -87,7 +89,7 @@ impl Shared {
             repo,
             origin,
             compression: options.compression,
-            condemned: lease.condemned.clone(),
+            avoid,
             seen: (0..SHARDS).map(|_| Mutex::default()).collect(),
             finisher,
             full_packs,
@@ -121,11 +123,36 @@ impl Shared {
 
     /// Whether an id is new to repository and run; the caller must store it then.
     fn claim(&self, id: &ChunkId) -> Result<bool> {
-        let usable = |pack: &PackInfo, _: &Entry| !self.condemned.contains(&pack.id());
-        if self.repo.inner.index.lookup(id, &usable)?.is_some() {
+        if self.is_stored(id)? {
             return Ok(false);
         }
         Ok(lock(&self.seen[id.0[0] as usize % SHARDS]).insert(*id))
+    }
+
+    fn is_stored(&self, id: &ChunkId) -> Result<bool> {
+        let usable = |pack: &PackInfo, _: &Entry| !self.avoid.contains(&pack.id());
+        Ok(self.repo.inner.index.lookup(id, &usable)?.is_some())
+    }
+
+    /// Whether a disk has chunks or pages whose only places are in packs to avoid. Where there is nothing to avoid, only
+    /// its root is read.
+    pub fn rests_on_avoided(&self, tree: &Tree) -> Result<bool> {
+        let pages = &*self.repo.inner;
+        tree.data_chunks(pages)?;
+        if self.avoid.is_empty() {
+            return Ok(false);
+        }
+        let mut next = 0;
+        while let Some((leaf, page)) = tree.next_leaf(pages, next)? {
+            next = leaf + 1;
+            let page_id = pages.ring.page_id(&page.encode());
+            for id in page.refs.iter().flatten().map(|r| r.id).chain([page_id]) {
+                if !self.is_stored(&id)? {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// Stores a chunk unless it is there; the bytes it takes if it was new.

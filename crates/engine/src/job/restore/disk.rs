@@ -13,7 +13,7 @@ use std::{
 
 use bytes::BytesMut;
 use virtward_model::DiskRecord;
-use virtward_repo::{DiskReader, Repository, RestoreOptions};
+use virtward_repo::{DirectFile, DiskReader, Repository, RestoreOptions};
 
 use super::DiskFormat;
 use crate::{
@@ -101,10 +101,10 @@ pub(super) async fn write_file(job: &DiskJob<'_>, path: &Path, format: DiskForma
         DiskFormat::Raw => {
             let file = create(path)?;
             file.set_len(size).map_err(Error::io(context.clone()))?;
-            let file = Arc::new(file);
+            let file = Arc::new(DirectFile::new(file));
             let sink = file.clone();
             let written = copy(job, reader, path, move |offset, data| write_sparse(&sink, offset, data)).await?;
-            blocking(move || file.sync_all().map_err(Error::io(context))).await?;
+            blocking(move || file.sync().map_err(Error::io(context))).await?;
             Ok(written)
         }
         DiskFormat::Qcow2 => {
@@ -318,7 +318,7 @@ fn of_server(error: virtward_nbd::Error) -> io::Error {
     }
 }
 
-fn write_sparse(file: &File, offset: u64, data: &[u8]) -> io::Result<()> {
+fn write_sparse(file: &DirectFile, offset: u64, data: &[u8]) -> io::Result<()> {
     let mut start = 0;
     let mut pieces = data.chunks(PIECE).peekable();
     let mut at = 0;
@@ -343,14 +343,14 @@ mod tests {
 
     #[test]
     fn sparse_writes_lose_nothing() {
-        let file = tempfile::tempfile().unwrap();
+        let file = DirectFile::new(tempfile::tempfile().unwrap());
         let mut data = vec![0u8; 5 * PIECE + 100];
         data[PIECE..3 * PIECE].fill(7);
         data[5 * PIECE + 99] = 1;
-        file.set_len(data.len() as u64 + 10).unwrap();
+        file.plain().set_len(data.len() as u64 + 10).unwrap();
         write_sparse(&file, 10, &data).unwrap();
         let mut back = vec![0u8; data.len()];
-        file.read_exact_at(&mut back, 10).unwrap();
+        file.plain().read_exact_at(&mut back, 10).unwrap();
         assert!(back == data);
     }
 }
