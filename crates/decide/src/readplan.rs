@@ -171,6 +171,10 @@ mod tests {
         out
     }
 
+    fn one(range: Range<u64>) -> Vec<Range<u64>> {
+        vec![range]
+    }
+
     #[test]
     fn zeros_are_never_read_and_small_gaps_are() {
         let mib = 1 << 20;
@@ -178,7 +182,7 @@ mod tests {
             plan(0..5 * mib, &[(2 * mib, false), (4096, true), (8192, false), (4096, true), (3 * mib - 16384, false)]),
             [
                 ChunkPlan::Zero { first: 0, count: 2 },
-                ChunkPlan::Read { index: 2, length: CHUNK, reads: vec![2 * mib..2 * mib + 16384] },
+                ChunkPlan::Read { index: 2, length: CHUNK, reads: one(2 * mib..2 * mib + 16384) },
                 ChunkPlan::Zero { first: 3, count: 2 },
             ]
         );
@@ -186,10 +190,7 @@ mod tests {
 
     #[test]
     fn what_the_server_did_not_describe_is_read() {
-        assert_eq!(
-            plan(0..1000, &[(100, false)]),
-            [ChunkPlan::Read { index: 0, length: 1000, reads: vec![100..1000] }]
-        );
+        assert_eq!(plan(0..1000, &[(100, false)]), [ChunkPlan::Read { index: 0, length: 1000, reads: one(100..1000) }]);
     }
 
     proptest! {

@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn losses_are_named_by_disk_and_range() {
-        let ranges = (0..10).map(|n| n * 4 << 20..(n * 4 + 1) << 20).collect();
+        let ranges = (0..10).map(|n| (n * 4) << 20..(n * 4 + 1) << 20).collect();
         let point = DamagedPoint {
             id: PointId([0x4f; 16]),
             vm: "web1".into(),
