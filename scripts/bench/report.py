@@ -24,6 +24,8 @@ HOT = {
     "virtnbdbackup-lz4": "virtnbdbackup, lz4",
 }
 DEDUPLICATING = ("restic", "borg", "borg-disk")
+# The goals are set against both as their users run them; borg told that the file is a disk is shown beside them.
+RIVALS = ("restic", "borg")
 OTHERS_HOT = ("virtnbdbackup", "virtnbdbackup-lz4")
 
 Goal = collections.namedtuple("Goal", "what value unit goal met")
@@ -112,21 +114,21 @@ def goals(results):
 
     full, incremental, restore, verify = (results.get("virtward", operation) for operation in TIMES)
     hot_full, hot_incremental = results.get("virtward-hot", "full"), results.get("virtward-hot", "incremental")
-    yield faster("full", full, results.least(DEDUPLICATING, "full"), 4)
-    yield faster("incremental of a running VM", hot_incremental, results.least(DEDUPLICATING, "incremental"), 10)
+    yield faster("full", full, results.least(RIVALS, "full"), 4)
+    yield faster("incremental of a running VM", hot_incremental, results.least(RIVALS, "incremental"), 10)
     yield faster("incremental of a running VM", hot_incremental, results.least(OTHERS_HOT, "incremental"), 4)
-    yield faster("restore", restore, results.least(DEDUPLICATING, "restore"), 4)
-    yield faster("verify of all data", verify, results.least(DEDUPLICATING, "verify"), 2)
+    yield faster("restore", restore, results.least(RIVALS, "restore"), 4)
+    yield faster("verify of all data", verify, results.least(RIVALS, "verify"), 2)
     for when, word in (("full", "full"), ("both", "full and incremental")):
         mine = results.get("virtward", f"stored-{when}", "bytes")
-        tool, smallest = results.least(DEDUPLICATING, f"stored-{when}", "bytes")
+        tool, smallest = results.least(RIVALS, f"stored-{when}", "bytes")
         percent = (mine / smallest - 1) * 100
         yield Goal(f"size of {word}, against {OFFLINE[tool]}", percent, "%", "at most 5 % more", percent <= 5)
     memory = results.peak("virtward", "virtward-hot") / 1e6
     yield Goal("memory, highest of all operations", memory, "MB", "under 300 MB", memory < 300)
     # Told beside the goals, though none was set for them.
     told = [(f"{word}, against {tool}", operation, "virtward", tool)
-            for word, operation in (("full", "full"), ("restore", "restore")) for tool in ("restic", "borg")]  # fmt: skip
+            for word, operation in (("full", "full"), ("restore", "restore")) for tool in DEDUPLICATING]  # fmt: skip
     told += [(f"incremental of an image file, against {OFFLINE[tool]}", "incremental", "virtward", tool)
              for tool in DEDUPLICATING]  # fmt: skip
     told += [(f"full of a running VM, against {HOT[tool]}", "full", "virtward-hot", tool) for tool in OTHERS_HOT]

@@ -28,7 +28,7 @@ pub struct Env {
     pub uri: String,
     /// Directories.
     pub dirs: Dirs,
-    /// Program and leading arguments that, given `--connect URI --vm UUID --after-ms N`, thaw a guest when standard
-    /// input closes without the word `thawed`. None: a frozen guest is thawed only by this process.
+    /// Program and leading arguments that, given `--connect URI --vm UUID --after-ms N`, thaw a guest (with `--resume`:
+    /// let its vCPUs run again) when standard input closes without the word `thawed`. None: only this process does.
     pub thaw_guard: Option<Vec<String>>,
 }

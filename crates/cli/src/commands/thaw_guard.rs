@@ -1,4 +1,5 @@
-//! `virtward internal thaw-guard`: thaws a guest whose backup died between freeze and thaw.
+//! `virtward internal thaw-guard`: thaws (or resumes) a guest whose backup died between freeze and thaw (or pause and
+//! resume).
 //!
 //! Started by a backup before it freezes. The word `thawed` on standard input ends it; the end of standard input without
 //! that word (the backup is gone) or the time running out makes it thaw the guest. It leaves the backup's session and
@@ -34,6 +35,9 @@ pub struct Args {
     /// Thaw after this many milliseconds whatever happens
     #[arg(long, value_name = "N")]
     pub after_ms: u64,
+    /// Let the guest's CPUs run again instead
+    #[arg(long)]
+    pub resume: bool,
 }
 
 /// Waits, and thaws if nobody says that it is done.
@@ -57,7 +61,7 @@ pub fn run(global: &Global, args: &Args) -> Result<(), Failure> {
     if was_thawed(Duration::from_millis(args.after_ms)) {
         return Ok(());
     }
-    let outcome = runtime.block_on(thaw(&uri, args.vm));
+    let outcome = runtime.block_on(put_right(&uri, args));
     runtime.shutdown_background();
     outcome
 }
@@ -74,10 +78,10 @@ fn was_thawed(limit: Duration) -> bool {
     receiver.recv_timeout(limit).unwrap_or(false)
 }
 
-async fn thaw(uri: &str, vm: Uuid) -> Result<(), Failure> {
+async fn put_right(uri: &str, args: &Args) -> Result<(), Failure> {
     let deadline = Instant::now() + TRY_FOR;
     loop {
-        let error = match attempt(uri, vm).await {
+        let error = match attempt(uri, args).await {
             Ok(()) => return Ok(()),
             // Nothing is frozen in a VM that does not exist or does not run.
             Err(error) if matches!(error.kind, ErrorKind::NoDomain | ErrorKind::WrongState) => return Ok(()),
@@ -85,17 +89,23 @@ async fn thaw(uri: &str, vm: Uuid) -> Result<(), Failure> {
         };
         if Instant::now() >= deadline {
             let failure = Failure::from(error);
-            return Err(Failure { kind: Kind::Other, ..failure }
-                .about(&vm.to_string())
-                .hint(format!("the guest may still be frozen; run: virsh -c {uri} domfsthaw {vm}")));
+            let vm = args.vm;
+            let hint = match args.resume {
+                true => format!("the guest may still be paused; run: virsh -c {uri} resume {vm}"),
+                false => format!("the guest may still be frozen; run: virsh -c {uri} domfsthaw {vm}"),
+            };
+            return Err(Failure { kind: Kind::Other, ..failure }.about(&vm.to_string()).hint(hint));
         }
         tokio::time::sleep(TRY_EVERY).await;
     }
 }
 
-async fn attempt(uri: &str, vm: Uuid) -> Result<(), virtward_hypervisor::Error> {
+async fn attempt(uri: &str, args: &Args) -> Result<(), virtward_hypervisor::Error> {
     let libvirt = Libvirt::connect(uri).await?;
-    let thawed = libvirt.fs_thaw(vm).await.map(|_| ());
+    let done = match args.resume {
+        true => libvirt.resume(args.vm).await,
+        false => libvirt.fs_thaw(args.vm).await.map(|_| ()),
+    };
     libvirt.close().await;
-    thawed
+    done
 }

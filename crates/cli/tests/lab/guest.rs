@@ -202,3 +202,27 @@ fn a_backup_is_given_up_before_its_scratch_space_is_full() {
     assert_eq!(next["kind"], "incremental", "{next}");
     lab.assert_sound();
 }
+
+#[test]
+fn a_guest_paused_for_the_cut_runs_again_when_the_backup_dies() {
+    let lab = Lab::up(1);
+    lab.guest("web1", &["--no-agent"]);
+    let state = || text(&lab.virsh("h1", &["domstate", "web1"])).trim().to_owned();
+    let mut killed = false;
+    for _ in 0..20 {
+        let mut backup = lab.start(&["backup", "run", "web1", "--mode", "warm", "--quiesce", "off", "--full"]);
+        while !killed && backup.is_running() {
+            if state() == "paused" {
+                backup.signal("KILL");
+                killed = true;
+            }
+        }
+        if killed {
+            break;
+        }
+    }
+    assert!(killed, "the guest was never seen paused");
+    wait("a running guest", Duration::from_secs(15), || state() == "running");
+    lab.ok(&["backup", "run", "web1", "--quiesce", "off"]);
+    lab.assert_nothing_left("h1", "web1");
+}

@@ -180,12 +180,19 @@ async fn begin(job: &mut Job<'_>, session: &mut Session, decisions: &mut [DiskDe
     if !pause {
         return begin_with_fallback(job, session, decisions, id).await;
     }
+    let guard = quiesce::Guard::start(job.env, job.vm.uuid, quiesce::Guards::Pause)
+        .map_err(Error::io("start the process that resumes the guest if this one dies"))?;
     hypervisor.suspend(job.vm.uuid).await.map_err(Error::hyper("pause the guest for the cut"))?;
     let begun = begin_with_fallback(job, session, decisions, id).await;
     let deadline = Instant::now() + watch::HYPERVISOR_AWAY_MAX;
     loop {
         match hypervisor.resume(job.vm.uuid).await {
-            Ok(()) => return begun,
+            Ok(()) => {
+                if let Some(guard) = guard {
+                    guard.dismiss().await;
+                }
+                return begun;
+            }
             // A guest that stays paused is worse than a backup that takes its time.
             Err(error) if error.kind == ErrorKind::Unreachable && Instant::now() < deadline => {
                 tokio::time::sleep(Duration::from_millis(100)).await;

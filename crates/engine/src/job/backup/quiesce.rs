@@ -42,7 +42,8 @@ struct Frozen {
     marker: PathBuf,
 }
 
-struct Guard {
+/// A process of ours that puts a guest right if this one dies.
+pub(super) struct Guard {
     child: Child,
     stdin: ChildStdin,
 }
@@ -117,7 +118,7 @@ impl Quiesced<'_> {
         std::fs::create_dir_all(&parent)
             .and_then(|()| std::fs::write(&marker, self.name))
             .map_err(|error| failed("cannot write the marker of a frozen guest", &error))?;
-        let guard = match Guard::start(self.env, self.vm) {
+        let guard = match Guard::start(self.env, self.vm, Guards::Freeze) {
             Ok(guard) => guard,
             Err(error) => {
                 let _ = std::fs::remove_file(&marker);
@@ -232,8 +233,17 @@ impl Quiesced<'_> {
     }
 }
 
+/// What a guard ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Guards {
+    /// Frozen file systems.
+    Freeze,
+    /// Stopped vCPUs.
+    Pause,
+}
+
 impl Guard {
-    fn start(env: &Env, vm: Uuid) -> std::io::Result<Option<Self>> {
+    pub(super) fn start(env: &Env, vm: Uuid, what: Guards) -> std::io::Result<Option<Self>> {
         let Some((program, arguments)) = env.thaw_guard.as_ref().and_then(|words| words.split_first()) else {
             return Ok(None);
         };
@@ -241,6 +251,7 @@ impl Guard {
             .args(arguments)
             .args(["--connect", &env.uri, "--vm", &vm.to_string()])
             .args(["--after-ms", &FROZEN_MAX.as_millis().to_string()])
+            .args((what == Guards::Pause).then_some("--resume"))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -249,7 +260,8 @@ impl Guard {
         Ok(Some(Self { child, stdin }))
     }
 
-    async fn dismiss(mut self) {
+    /// Tells it that all is well.
+    pub(super) async fn dismiss(mut self) {
         let _ = self.stdin.write_all(b"thawed\n").await;
         drop(self.stdin);
         let _ = tokio::time::timeout(Duration::from_secs(2), self.child.wait()).await;
