@@ -14,6 +14,7 @@ use std::{
 
 use super::DiskReader;
 use crate::{
+    crypto::Sealer,
     error::{Error, Result},
     format::ChunkId,
     index::Location,
@@ -125,10 +126,11 @@ impl<S: Fn(u64, &[u8]) -> io::Result<()> + Sync + ?Sized> Copy<'_, S> {
     fn work(&self) -> Result<()> {
         let (mut sealed, mut plain) = (Vec::new(), Vec::new());
         while let Some(group) = self.next()? {
-            match self.copy_group(&group, &mut sealed, &mut plain) {
-                // Repacked since it was planned: each chunk is looked up anew.
-                Err(Error::Missing { .. }) => self.copy_singly(&group)?,
-                other => other?,
+            match self.fetch(&group, &mut sealed) {
+                Ok(sealer) => self.copy_group(&group, &sealer, &mut sealed, &mut plain)?,
+                // Repacked since it was planned, or damaged: each chunk is looked up anew, at every place it has.
+                Err(e) if e.is_damage() => self.copy_singly(&group)?,
+                Err(e) => return Err(e),
             }
         }
         Ok(())
@@ -192,19 +194,22 @@ impl<S: Fn(u64, &[u8]) -> io::Result<()> + Sync + ?Sized> Copy<'_, S> {
         Ok(())
     }
 
-    fn copy_group(&self, group: &Group, sealed: &mut Vec<u8>, plain: &mut Vec<u8>) -> Result<()> {
+    fn fetch(&self, group: &Group, sealed: &mut Vec<u8>) -> Result<Arc<Sealer>> {
         let inner = &*self.reader.repo.inner;
-        let name = group.pack.name();
         sealed.resize((group.end - group.begin) as usize, 0);
-        inner.store.read_range(&name, group.begin, sealed)?;
+        inner.store.read_range(&group.pack.name(), group.begin, sealed)?;
         self.fetched.fetch_add(sealed.len() as u64, Relaxed);
         self.fetches.fetch_add(1, Relaxed);
-        let sealer = inner.sealer(&group.pack)?;
+        inner.sealer(&group.pack)
+    }
+
+    fn copy_group(&self, group: &Group, sealer: &Sealer, sealed: &mut [u8], plain: &mut Vec<u8>) -> Result<()> {
+        let inner = &*self.reader.repo.inner;
         for (entry, indexes) in &group.records {
             let begin = (u64::from(entry.offset) - group.begin) as usize;
             let record = &mut sealed[begin..begin + entry.stored as usize];
             let decoded =
-                self.permits.with(|| decode_record(&inner.ring, &group.pack.header, &sealer, entry, record, plain));
+                self.permits.with(|| decode_record(&inner.ring, &group.pack.header, sealer, entry, record, plain));
             if decoded.is_err() {
                 // Damaged here; the chunk may have been stored again elsewhere.
                 *plain = inner.read_record(&entry.id)?;
