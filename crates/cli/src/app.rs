@@ -1,11 +1,17 @@
 //! From the command line to the exit status: parse, settle settings, log, run one command under signals, report.
 
-use std::{env, io, process::ExitCode, sync::Arc};
+use std::{
+    env,
+    io::{self, Write},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use virtward_engine::Cancel;
+use virtward_hypervisor::libvirt::exit_now;
 
 use crate::{
     cli::{Cli, Command, Internal},
@@ -35,15 +41,19 @@ pub fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let json = cli.global.json;
-    match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match run(cli) {
+        Ok(()) => 0,
         Err(failure) => {
             if !failure.reported {
                 report(&failure, json);
             }
-            ExitCode::from(failure.kind.code())
+            failure.kind.code()
         }
-    }
+    };
+    // A broken pipe was told already.
+    let _ = io::stdout().flush();
+    let _ = io::stderr().flush();
+    exit_now(code)
 }
 
 /// Tells of a failure: in words on standard error and, with `--json`, as an object on standard output.

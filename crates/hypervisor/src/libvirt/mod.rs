@@ -208,6 +208,8 @@ impl Libvirt {
     }
 }
 
+pub use ffi::exit_now;
+
 impl Drop for Libvirt {
     fn drop(&mut self) {
         self.session.close();

@@ -45,6 +45,13 @@ fn c_string(text: &str) -> VirResult<CString> {
     CString::new(text).map_err(|_| VirError::invalid_argument("the text contains a NUL character"))
 }
 
+/// Ends the process at once, without the C library's exit handlers: libvirt's threads may still be taking down a
+/// connection that broke, and its destructors must not pull the memory from under them.
+pub fn exit_now(code: u8) -> ! {
+    // SAFETY: ends the process; nothing of it is used afterwards. Callers have written out what they had buffered.
+    unsafe { libc::_exit(c_int::from(code)) }
+}
+
 /// Turns libvirt's convention (negative is failure) into a result.
 fn check(rc: c_int) -> VirResult<c_int> {
     if rc < 0 { Err(VirError::last()) } else { Ok(rc) }
