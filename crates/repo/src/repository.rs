@@ -266,8 +266,8 @@ impl Inner {
         }
     }
 
-    /// Packs of the index that are not in the store with the length that they should have.
-    pub(crate) fn lost_packs(&self, state: &crate::index::State) -> Result<HashSet<ObjectId>> {
+    /// Name and length of every pack that is in the store.
+    pub(crate) fn pack_lengths(&self) -> Result<HashMap<String, u64>> {
         let mut present = HashMap::new();
         for prefix in [names::DATA, names::META] {
             self.store.list(prefix, &mut |object| {
@@ -275,6 +275,12 @@ impl Inner {
                 Ok(())
             })?;
         }
+        Ok(present)
+    }
+
+    /// Packs of the index that are not in the store with the length that they should have.
+    pub(crate) fn lost_packs(&self, state: &crate::index::State) -> Result<HashSet<ObjectId>> {
+        let present = self.pack_lengths()?;
         let packs = state.packs();
         Ok(packs
             .values()

@@ -51,6 +51,11 @@ impl Bad {
     pub fn object(&mut self, object: impl Into<String>, what: impl Into<String>) {
         self.objects.push(Damage { object: object.into(), what: what.into() });
     }
+    /// Nothing of the pack can be read.
+    fn useless(&mut self, pack: &PackInfo, error: &Error) {
+        self.object(pack.name(), describe(error));
+        self.packs.insert(pack.id());
+    }
 }
 
 struct Run<'a> {
@@ -177,13 +182,7 @@ impl Repository {
 
     /// The packs of the index that are there with their length.
     fn existing_packs(&self, packs: &HashMap<ObjectId, Arc<PackInfo>>, bad: &mut Bad) -> Result<Vec<Arc<PackInfo>>> {
-        let mut present = HashMap::new();
-        for prefix in [crate::format::names::DATA, crate::format::names::META] {
-            self.inner.store.list(prefix, &mut |Listed { name, bytes }| {
-                present.insert(name, bytes);
-                Ok(())
-            })?;
-        }
+        let present = self.inner.pack_lengths()?;
         let mut existing = Vec::with_capacity(packs.len());
         for pack in packs.values() {
             let name = pack.name();
@@ -294,9 +293,7 @@ impl Run<'_> {
                 return Ok(());
             }
             Err(e) if e.is_damage() => {
-                let mut bad = lock(&self.bad);
-                bad.object(pack.name(), describe(&e));
-                bad.packs.insert(pack.id());
+                lock(&self.bad).useless(pack, &e);
                 return Ok(());
             }
             Err(e) => return Err(e),
@@ -304,9 +301,7 @@ impl Run<'_> {
         let mut sealed = match inner.store.get_range(&pack.name(), begin, len as usize) {
             Ok(sealed) => sealed,
             Err(e) if e.is_damage() => {
-                let mut bad = lock(&self.bad);
-                bad.object(pack.name(), describe(&e));
-                bad.packs.insert(pack.id());
+                lock(&self.bad).useless(pack, &e);
                 return Ok(());
             }
             Err(e) => return Err(e),
