@@ -47,14 +47,16 @@ impl From<RepoError> for Failure {
 
 fn repo_kind(error: &RepoError) -> Kind {
     match error {
-        RepoError::NotARepository { .. } | RepoError::NewerFormat { .. } | RepoError::Unsupported { .. } => {
+        RepoError::NotARepository { .. }
+        | RepoError::Replaced { .. }
+        | RepoError::NewerFormat { .. } | RepoError::Unsupported { .. } => {
             Kind::Repository
         }
         RepoError::Io { .. } => Kind::Repository,
         RepoError::AlreadyExists { .. } | RepoError::LastKey { .. } => Kind::Refused,
         RepoError::WrongSecret { .. } | RepoError::BadSecret { .. } | RepoError::KeyNotHeld { .. } => Kind::WrongSecret,
         RepoError::NoKey { .. } | RepoError::NoPoint { .. } => Kind::NotFound,
-        RepoError::Damaged { .. } | RepoError::Missing { .. } => Kind::Damaged,
+        RepoError::Damaged { .. } | RepoError::Missing { .. } | RepoError::CannotCollect { .. } => Kind::Damaged,
         RepoError::StorageFull { .. } => Kind::StorageFull,
         RepoError::PermissionDenied { .. } => Kind::PermissionDenied,
         RepoError::Cancelled => Kind::Cancelled,

@@ -19,6 +19,12 @@ pub enum Error {
         /// URL or path of the store.
         location: String,
     },
+    /// The repository was deleted and another one made in its place while it was in use.
+    #[error("{location} holds another repository than when this run began; nothing was published, run it again")]
+    Replaced {
+        /// URL or path of the store.
+        location: String,
+    },
     /// A repository, or something else, is there already.
     #[error("{location} {what}; choose an empty place, or use what is there")]
     AlreadyExists {
@@ -132,6 +138,12 @@ pub enum Error {
     #[error("the lease of this backup run ended ({why}); nothing was published, run the backup again")]
     LeaseLost {
         /// How it was noticed.
+        why: String,
+    },
+    /// Garbage cannot be told from what is needed.
+    #[error("nothing was collected: {why}")]
+    CannotCollect {
+        /// What is in the way, and what to do.
         why: String,
     },
     /// A cancel token was raised.

@@ -3,14 +3,16 @@
 //! ```text
 //! writer:    read epoch E ─► lease (E, beat 0) ─► is E still the newest? ─no─► beat again with the newer one
 //!            … beat n+1, n+2 … while it runs ─► publish ─► is `.end` absent? ─► acknowledged
-//! collector: publish epoch E+1 with the condemned packs ─► wait until every lease is of E+1 or later, or has not beaten
-//!            for its time to live by the collector's own clock ─► `.end` for the silent ─► mark again ─► delete
+//! collector: publish epoch E+1 with the condemned packs ─► is every lease of E+1 or later? Those that have not beaten
+//!            for their time to live, by the store's clock, get an `.end` ─► mark again ─► delete
 //! ```
+//! Clocks only decide how patient a collector is. Ending the lease of a writer that is alive makes its run fail, and costs
+//! nothing that was acknowledged.
 //! A writer treats chunks in packs condemned by its epoch as absent. `.end` is put-if-absent, so a writer that slept
 //! through its lease learns it after publishing at the latest, and does not acknowledge.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -26,18 +28,33 @@ use crate::{
     error::{Error, Result},
     format::{ObjectId, envelope, envelope::Kind, names, sealed},
     keys::KeyRing,
-    store::{Put, Store, put_new},
+    store::{Listed, Put, Store, put_new},
     util::lock,
 };
 
-/// An epoch: the packs that are condemned from now on.
+/// An epoch: the packs that are condemned from now on. Once condemned, a pack stays so until it is deleted: whoever
+/// decided that it may go can carry that out much later.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Epoch {
     /// Number; 0 is implied by an empty repository.
     pub epoch: u64,
     /// Packs whose chunks count as absent. Cumulative: packs that are deleted may be left out.
     pub condemned: Vec<ObjectId>,
+    /// Per condemned pack the epoch that condemned it; a pack without one counts as condemned by this epoch.
+    #[serde(default)]
+    pub since: Vec<u64>,
 }
+
+impl Epoch {
+    /// Every condemned pack with the epoch that condemned it.
+    pub fn sentences(&self) -> impl Iterator<Item = (ObjectId, u64)> {
+        let since = self.since.iter().copied().chain(std::iter::repeat(self.epoch));
+        self.condemned.iter().copied().zip(since)
+    }
+}
+
+/// Silence after which a lease that cannot be read may be ended.
+const UNREADABLE_TTL: Duration = Duration::from_secs(3600);
 
 /// One beat of a lease.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -52,8 +69,22 @@ pub struct Beat {
     pub ttl_s: u64,
 }
 
+/// How often a listing is repeated when what it listed went away meanwhile.
+const RELISTINGS_MAX: usize = 100;
+
 /// The newest epoch.
 pub fn newest_epoch(store: &dyn Store, ring: &KeyRing) -> Result<Epoch> {
+    for _ in 0..RELISTINGS_MAX {
+        match try_newest_epoch(store, ring) {
+            // Superseded and removed since the listing.
+            Err(Error::Missing { .. }) => {}
+            other => return other,
+        }
+    }
+    try_newest_epoch(store, ring)
+}
+
+fn try_newest_epoch(store: &dyn Store, ring: &KeyRing) -> Result<Epoch> {
     let mut newest: Option<u64> = None;
     store.list(names::EPOCHS, &mut |object| {
         let number = u64::from_str_radix(names::leaf(&object.name), 16).ok();
@@ -70,25 +101,117 @@ pub fn newest_epoch(store: &dyn Store, ring: &KeyRing) -> Result<Epoch> {
     }
 }
 
-/// Condemns packs in which damage was found: from the next epoch on, writers store anew what is in them.
-pub fn condemn(store: &dyn Store, ring: &KeyRing, packs: &HashSet<ObjectId>) -> Result<()> {
+/// Condemns packs: from the next epoch on, writers store anew what is in them. `gone` are packs that the caller knows to be
+/// deleted; nothing else leaves the list. Returns the newest epoch, which condemns them all.
+pub fn condemn(
+    store: &dyn Store,
+    ring: &KeyRing,
+    packs: &HashSet<ObjectId>,
+    gone: &HashSet<ObjectId>,
+) -> Result<Epoch> {
     loop {
-        let mut next = newest_epoch(store, ring)?;
-        let known: HashSet<ObjectId> = next.condemned.iter().copied().collect();
-        let before = next.condemned.len();
-        next.condemned.extend(packs.difference(&known));
-        if next.condemned.len() == before {
-            return Ok(());
+        let newest = newest_epoch(store, ring)?;
+        let (mut sentences, mut added) = (newest.sentences().collect::<Vec<_>>(), packs.clone());
+        sentences.retain(|(pack, _)| {
+            added.remove(pack);
+            !gone.contains(pack)
+        });
+        if added.is_empty() {
+            return Ok(newest);
         }
-        next.condemned[before..].sort_unstable();
-        next.epoch += 1;
-        let name = names::epoch(next.epoch);
+        let epoch = newest.epoch + 1;
+        let mut added: Vec<(ObjectId, u64)> = added.into_iter().map(|pack| (pack, epoch)).collect();
+        added.sort_unstable();
+        sentences.append(&mut added);
+        let (condemned, since) = sentences.into_iter().unzip();
+        let next = Epoch { epoch, condemned, since };
+        let name = names::epoch(epoch);
         match store.put_if_absent(&name, &sealed::seal(ring, Kind::Epoch, &name, &next)?)? {
-            Put::Created => return Ok(()),
+            Put::Created => return Ok(next),
             // Somebody else began that epoch; theirs is the newest now.
             Put::Exists => {}
         }
     }
+}
+
+/// A writer's lease as others see it.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// The writer.
+    pub writer: ObjectId,
+    /// The epoch that it knows.
+    pub epoch: u64,
+    /// How long it has not beaten, by the store's clock.
+    pub silent: Duration,
+    /// How long it may be silent.
+    pub ttl: Duration,
+}
+
+/// The writers whose leases have not ended. What is found here was taken before this call ends; a lease that is taken
+/// later is of an epoch that is the newest when this call begins, or later.
+pub fn held_leases(store: &dyn Store, ring: &KeyRing) -> Result<Vec<Held>> {
+    for _ in 0..RELISTINGS_MAX {
+        match try_held_leases(store, ring) {
+            // Renewed or ended since the listing.
+            Err(Error::Missing { .. }) => {}
+            other => return other,
+        }
+    }
+    try_held_leases(store, ring)
+}
+
+fn try_held_leases(store: &dyn Store, ring: &KeyRing) -> Result<Vec<Held>> {
+    let mut ended = HashSet::new();
+    let mut newest: HashMap<ObjectId, Listed> = HashMap::new();
+    store.list(names::LEASES, &mut |object| {
+        let leaf = names::leaf(&object.name);
+        let Some((Ok(writer), beat)) = leaf.split_once('.').map(|(writer, beat)| (writer.parse::<ObjectId>(), beat))
+        else {
+            return Ok(());
+        };
+        if beat == "end" {
+            ended.insert(writer);
+        } else if newest.get(&writer).is_none_or(|known| known.name < object.name) {
+            newest.insert(writer, object);
+        }
+        Ok(())
+    })?;
+    newest.retain(|writer, _| !ended.contains(writer));
+    if newest.is_empty() {
+        return Ok(Vec::new());
+    }
+    let now = store.now()?;
+    let mut held = Vec::with_capacity(newest.len());
+    for (writer, object) in newest {
+        let silent = Duration::try_from(now.duration_since(object.modified)).unwrap_or_default();
+        let bytes = store.get(&object.name, envelope::ENVELOPE_BYTES_MAX)?;
+        // A beat that cannot be read still is somebody's lease: of any epoch, until it has been silent for long.
+        let (epoch, ttl) = match sealed::open::<Beat>(ring, Kind::Lease, &object.name, &bytes) {
+            Ok(beat) => (beat.epoch, Duration::from_secs(beat.ttl_s)),
+            Err(e) if e.is_damage() => (0, UNREADABLE_TTL),
+            Err(e) => return Err(e),
+        };
+        held.push(Held { writer, epoch, silent, ttl });
+    }
+    held.sort_by_key(|h| (h.epoch, h.writer));
+    Ok(held)
+}
+
+/// Ends the lease of a writer, which therefore acknowledges nothing any more. Safe however alive the writer is.
+pub fn end_lease(store: &dyn Store, writer: &ObjectId) -> Result<()> {
+    let end = names::lease_end(writer);
+    match store.put_if_absent(&end, &[])? {
+        Put::Created | Put::Exists => {}
+    }
+    let mut beats = Vec::new();
+    let mine = writer.to_string();
+    store.list(names::LEASES, &mut |object| {
+        if names::leaf(&object.name).starts_with(&mine) && object.name != end {
+            beats.push(object.name);
+        }
+        Ok(())
+    })?;
+    beats.iter().try_for_each(|name| store.delete(name).map(drop))
 }
 
 /// A writer's lease. Ends when dropped.

@@ -105,6 +105,11 @@ impl Repository {
         Ok(record)
     }
 
+    /// A deleted restore point. [`Error::Missing`] if it is not in the trash.
+    pub(crate) fn trashed_record(&self, id: PointId) -> Result<PointRecord> {
+        point::open(&self.inner.ring, id, &self.inner.get_small(&names::trash(id))?)
+    }
+
     /// Whether a listed restore point has a disk with this root. Looked up in the store, not in a cache: this is what
     /// makes it safe to build on the root.
     pub(crate) fn is_live_root(&self, disk: &DiskRecord) -> Result<bool> {
@@ -130,6 +135,8 @@ impl Repository {
             Err(Error::Missing { .. }) => return Err(Error::NoPoint { id }),
             other => other?,
         };
+        // If it was deleted and recovered before, its age in the trash counts from now.
+        self.inner.store.delete(&names::trash(id))?;
         put_new(&*self.inner.store, &names::trash(id), &bytes)?;
         self.inner.store.delete(&name)?;
         lock(&self.inner.points).remove(&id);

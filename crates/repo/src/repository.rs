@@ -168,6 +168,20 @@ impl Repository {
         }
     }
 
+    /// Fails if the repository was deleted or replaced since it was opened: a store makes the directories that it needs,
+    /// so a run would end well in a place where nobody can open anything.
+    pub(crate) fn check_in_place(&self) -> Result<()> {
+        let store = &*self.inner.store;
+        let found = match store.get(names::CONFIG, SLOT_BYTES_MAX).and_then(|bytes| Config::decode(&bytes)) {
+            Ok(config) => config,
+            Err(_) => read_config(store, &read_slots(store)?)?,
+        };
+        match found.repository == self.inner.config.repository {
+            true => Ok(()),
+            false => Err(Error::Replaced { location: store.location() }),
+        }
+    }
+
     /// Identity: 32 hex digits.
     pub fn id(&self) -> String {
         self.inner.config.repository.to_string()

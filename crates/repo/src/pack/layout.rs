@@ -50,6 +50,13 @@ pub struct Header {
 }
 
 impl Header {
+    /// The run that wrote the pack.
+    pub fn writer(&self) -> ObjectId {
+        let mut id = [0; 16];
+        id.copy_from_slice(&self.bytes[48..64]);
+        ObjectId(id)
+    }
+
     /// A new pack with a fresh key.
     pub fn create(ring: &KeyRing, class: PackClass, writer: ObjectId, epoch: u64) -> Result<(Self, Sealer)> {
         let (cipher, pack, key) = (Cipher::preferred(), ObjectId::random(), Key::random());

@@ -71,6 +71,10 @@ impl PackInfo {
     pub fn bytes(&self) -> u64 {
         self.footer.pack_bytes()
     }
+    /// Bytes of the records in it.
+    pub fn record_bytes(&self) -> u64 {
+        u64::from(self.footer.table_offset).saturating_sub(layout::HEADER_BYTES as u64)
+    }
     /// Name of the object.
     pub fn name(&self) -> String {
         self.header.name()

@@ -13,6 +13,8 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
+
 use super::{Listed, ObjectWriter, Put, Store};
 use crate::error::{Error, Result};
 
@@ -136,6 +138,9 @@ impl Store for FaultyStore {
     }
     fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
         self.apply(prefix, false, || self.inner.list(prefix, each))
+    }
+    fn now(&self) -> Result<Timestamp> {
+        self.apply("the clock", false, || self.inner.now())
     }
     fn delete(&self, name: &str) -> Result<bool> {
         self.apply(name, true, || self.inner.delete(name))

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use jiff::Timestamp;
 use rustix::{
     fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with},
     io::Errno,
@@ -216,6 +217,13 @@ impl Store for FsStore {
         list_dir(&self.root.join(dir), dir, each)
     }
 
+    fn now(&self) -> Result<Timestamp> {
+        let tmp = self.root.join(TMP);
+        let fail = |e| Error::io("tell the time in", tmp.display().to_string(), e);
+        make_dirs(&tmp).map_err(fail)?;
+        server_now(&tmp).and_then(timestamp).map_err(fail)
+    }
+
     fn delete(&self, name: &str) -> Result<bool> {
         let path = self.path(name)?;
         match fs::remove_file(&path) {
@@ -233,6 +241,10 @@ impl Store for FsStore {
             tracing::debug!(error = %e, "cannot look for abandoned temporary files");
         }
     }
+}
+
+fn timestamp(time: SystemTime) -> io::Result<Timestamp> {
+    Timestamp::try_from(time).map_err(io::Error::other)
 }
 
 fn list_dir(dir: &Path, name: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
@@ -254,7 +266,10 @@ fn list_dir(dir: &Path, name: &str, each: &mut dyn FnMut(Listed) -> Result<()>) 
             list_dir(&entry.path(), &child, each)?;
         } else if kind.is_file() {
             match entry.metadata() {
-                Ok(meta) => each(Listed { name: child, bytes: meta.len() })?,
+                Ok(meta) => {
+                    let modified = meta.modified().and_then(timestamp).map_err(fail)?;
+                    each(Listed { name: child, bytes: meta.len(), modified })?;
+                }
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {} // Deleted since.
                 Err(e) => return Err(fail(e)),
             }

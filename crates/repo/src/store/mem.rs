@@ -3,12 +3,28 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
+
+use jiff::Timestamp;
 
 use super::{Listed, ObjectWriter, Put, Store, check_name};
 use crate::error::{Error, Result};
 
-type Objects = BTreeMap<String, Arc<Vec<u8>>>;
+type Object = (Arc<Vec<u8>>, Timestamp);
+
+#[derive(Clone, Debug, Default)]
+struct Objects {
+    by_name: BTreeMap<String, Object>,
+    /// How far the clock was put forward.
+    ahead: Duration,
+}
+
+impl Objects {
+    fn now(&self) -> Timestamp {
+        Timestamp::now().checked_add(self.ahead).unwrap_or(Timestamp::MAX)
+    }
+}
 
 /// Objects in memory. Clones share the objects.
 #[derive(Clone, Debug, Default)]
@@ -23,7 +39,7 @@ impl MemStore {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
     fn object(&self, name: &str) -> Result<Arc<Vec<u8>>> {
-        self.with(|o| o.get(name).cloned()).ok_or_else(|| Error::Missing { object: name.into() })
+        self.with(|o| o.by_name.get(name).map(|(bytes, _)| bytes.clone())).ok_or_else(|| Error::Missing { object: name.into() })
     }
     /// A copy that changes independently.
     pub fn fork(&self) -> Self {
@@ -32,13 +48,17 @@ impl MemStore {
     /// Sets the bytes behind a name, as damage does. Not part of the store's contract.
     pub fn tamper(&self, name: &str, bytes: Option<Vec<u8>>) {
         self.with(|o| match bytes {
-            Some(bytes) => o.insert(name.into(), Arc::new(bytes)),
-            None => o.remove(name),
+            Some(bytes) => o.by_name.insert(name.into(), (Arc::new(bytes), o.now())),
+            None => o.by_name.remove(name),
         });
     }
     /// All names.
     pub fn names(&self) -> Vec<String> {
-        self.with(|o| o.keys().cloned().collect())
+        self.with(|o| o.by_name.keys().cloned().collect())
+    }
+    /// Puts the clock of the store forward.
+    pub fn advance(&self, by: Duration) {
+        self.with(|o| o.ahead += by);
     }
 }
 
@@ -59,10 +79,11 @@ impl Store for MemStore {
     fn put_if_absent(&self, name: &str, bytes: &[u8]) -> Result<Put> {
         check_name(name)?;
         Ok(self.with(|o| {
-            if o.contains_key(name) {
+            if o.by_name.contains_key(name) {
                 return Put::Exists;
             }
-            o.insert(name.into(), Arc::new(bytes.to_vec()));
+            let now = o.now();
+            o.by_name.insert(name.into(), (Arc::new(bytes.to_vec()), now));
             Put::Created
         }))
     }
@@ -72,15 +93,23 @@ impl Store for MemStore {
     }
     fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
         let page: Vec<Listed> = self.with(|o| {
-            o.range(prefix.to_owned()..)
+            o.by_name
+                .range(prefix.to_owned()..)
                 .take_while(|(name, _)| name.starts_with(prefix))
-                .map(|(name, bytes)| Listed { name: name.clone(), bytes: bytes.len() as u64 })
+                .map(|(name, (bytes, modified))| Listed {
+                    name: name.clone(),
+                    bytes: bytes.len() as u64,
+                    modified: *modified,
+                })
                 .collect()
         });
         page.into_iter().try_for_each(each)
     }
+    fn now(&self) -> Result<Timestamp> {
+        Ok(self.with(|o| o.now()))
+    }
     fn delete(&self, name: &str) -> Result<bool> {
-        Ok(self.with(|o| o.remove(name)).is_some())
+        Ok(self.with(|o| o.by_name.remove(name)).is_some())
     }
 }
 

@@ -11,6 +11,8 @@ pub mod mem;
 
 use std::{path::Path, sync::Arc};
 
+use jiff::Timestamp;
+
 use crate::error::{Error, Result};
 
 /// What became of a write that must not overwrite.
@@ -30,6 +32,8 @@ pub struct Listed {
     pub name: String,
     /// Length in bytes.
     pub bytes: u64,
+    /// When it was written, by the store's own clock; see [`Store::now`].
+    pub modified: Timestamp,
 }
 
 /// An object that is being written. Dropping it abandons the object without a trace.
@@ -55,6 +59,8 @@ pub trait Store: Send + Sync {
     /// Calls `each` for every object whose name begins with `prefix` (a directory ending in `/`, or empty), in no
     /// particular order, page by page. An error of `each` ends the listing.
     fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()>;
+    /// The time by the clock that stamps objects. Ages are told by it alone, so no other machine's clock matters.
+    fn now(&self) -> Result<Timestamp>;
     /// Removes an object; false if there was none.
     fn delete(&self, name: &str) -> Result<bool>;
 

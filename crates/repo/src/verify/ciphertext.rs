@@ -101,7 +101,7 @@ struct Run<'a> {
 impl Run<'_> {
     fn object(&self, object: &Listed) -> Result<()> {
         let outcome = match object.name.split('/').next().unwrap_or_default() {
-            "data" | "meta" => check_pack(self.store, object, self.progress).map(drop),
+            "data" | "meta" => check_pack(self.store, &object.name, object.bytes, self.progress).map(drop),
             "index" => self.segment(object),
             "config" => self.envelope(object, Kind::Config),
             "keys" => self.envelope(object, Kind::KeySlot),
@@ -190,11 +190,10 @@ impl Summed {
 }
 
 /// Reads a pack in sequence and compares it with the checksum in its tail.
-pub(super) fn check_pack(store: &dyn Store, object: &Listed, progress: &dyn Progress) -> Result<PackInfo> {
-    let name = &*object.name;
-    let info = read_tail(store, name, object.bytes)?;
+pub(super) fn check_pack(store: &dyn Store, name: &str, bytes: u64, progress: &dyn Progress) -> Result<PackInfo> {
+    let info = read_tail(store, name, bytes)?;
     let mut hasher = Summed::default();
-    hasher.read(store, name, object.bytes - TAIL_BYTES as u64, progress)?;
+    hasher.read(store, name, bytes - TAIL_BYTES as u64, progress)?;
     if hasher.0.finalize().as_bytes() != &info.footer.sum {
         return Err(Error::damaged(name, "its bytes are not those that were written (checksum mismatch)"));
     }

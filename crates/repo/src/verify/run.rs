@@ -16,7 +16,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     format::ObjectId,
-    lease::condemn,
+    lease::{condemn, newest_epoch},
     manifest::point::PointRecord,
     pack::{
         Entry, PackInfo,
@@ -24,7 +24,6 @@ use crate::{
     },
     progress::Progress,
     repository::Repository,
-    store::Listed,
     util::{lock, parallel},
 };
 
@@ -114,6 +113,8 @@ impl Repository {
             }
         }
         let mut bad = run.bad.into_inner().unwrap_or_else(|e| e.into_inner());
+        // What was collected meanwhile is elsewhere now.
+        self.inner.index.refresh()?;
         let damaged_points = Impact::new(self, &bad).damaged_points(&records, progress)?;
         self.quarantine(&bad);
         bad.objects.sort_by(|a, b| (&a.object, &a.what).cmp(&(&b.object, &b.what)));
@@ -134,7 +135,7 @@ impl Repository {
     fn quarantine(&self, bad: &Bad) {
         let packs: HashSet<ObjectId> =
             bad.packs.iter().copied().chain(bad.records.iter().map(|(pack, _)| *pack)).collect();
-        if let Err(error) = condemn(&*self.inner.store, &self.inner.ring, &packs) {
+        if let Err(error) = condemn(&*self.inner.store, &self.inner.ring, &packs, &HashSet::new()) {
             tracing::warn!(%error, "damaged packs could not be marked; the next backup may refer to them");
         }
     }
@@ -183,6 +184,8 @@ impl Repository {
     /// The packs of the index that are there with their length.
     fn existing_packs(&self, packs: &HashMap<ObjectId, Arc<PackInfo>>, bad: &mut Bad) -> Result<Vec<Arc<PackInfo>>> {
         let present = self.inner.pack_lengths()?;
+        let condemned = newest_epoch(&*self.inner.store, &self.inner.ring).map(|e| e.condemned).unwrap_or_default();
+        let condemned: HashSet<ObjectId> = condemned.into_iter().collect();
         let mut existing = Vec::with_capacity(packs.len());
         for pack in packs.values() {
             let name = pack.name();
@@ -196,7 +199,10 @@ impl Repository {
                     }
                 }
                 None => {
-                    bad.object(name, "it is missing");
+                    // A condemned pack may be gone; whether anybody misses what was in it shows below.
+                    if !condemned.contains(&pack.id()) {
+                        bad.object(name, "it is missing");
+                    }
                     bad.packs.insert(pack.id());
                 }
             }
@@ -235,6 +241,11 @@ impl Run<'_> {
                     lock(&tables).push((pack.clone(), table));
                     Ok(())
                 }
+                // Collected since the listing: what was needed of it is elsewhere.
+                Err(Error::Missing { .. }) => {
+                    lock(&self.bad).packs.insert(pack.id());
+                    Ok(())
+                }
                 Err(e) if e.is_damage() => {
                     let mut bad = lock(&self.bad);
                     bad.object(pack.name(), describe(&e));
@@ -252,10 +263,12 @@ impl Run<'_> {
     fn pack(&self, pack: &Arc<PackInfo>, mode: VerifyMode) -> Result<Option<Vec<Entry>>> {
         let (store, ring) = (&*self.repo.inner.store, &self.repo.inner.ring);
         let frame = check_frame(store, pack);
+        if let Err(e @ Error::Missing { .. }) = frame {
+            return Err(e);
+        }
         if mode == VerifyMode::Ciphertext {
             self.bytes.fetch_add(pack.bytes(), Relaxed);
-            let object = Listed { name: pack.name(), bytes: pack.bytes() };
-            match frame.and_then(|()| check_pack(store, &object, self.progress)) {
+            match frame.and_then(|()| check_pack(store, &pack.name(), pack.bytes(), self.progress)) {
                 Ok(_) => return Ok(None),
                 Err(e) if e.is_damage() => lock(&self.bad).object(pack.name(), describe(&e)),
                 Err(e) => return Err(e),

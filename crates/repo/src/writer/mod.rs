@@ -3,7 +3,8 @@
 //! ```text
 //! put ─► bounded queue ─► worker: zero? ─► hash ─► known? ─► compress ─► reserve ─► encrypt ─► append
 //!                                                                  full packs ─► finisher: fsync ─► index segment
-//! publish: attachments ─► last packs ─► last segment ─► lease still held? ─► restore point ─► lease still held?
+//! publish: attachments ─► last packs ─► last segment ─► lease still held? ─► restore point
+//!          ─► lease still held, and the repository still there? ─► acknowledged
 //! ```
 //! Invariants: a restore point appears only after everything that it refers to is durable; a run that is dropped, at
 //! any instant, leaves only garbage; a failure reaches every later call of the run.
@@ -32,7 +33,10 @@ use crate::{
         Tree,
         point::{self, ATTACHMENT_BYTES_MAX, ATTACHMENT_CHUNK_BYTES, Attachment, AttachmentRefs, PointRecord},
     },
-    pack::codec::{Compression, Compressor},
+    pack::{
+        Entry, PackClass,
+        codec::{Compression, Compressor},
+    },
     repository::Repository,
     store::Put,
     util::default_threads,
@@ -183,6 +187,18 @@ impl Writer {
         }
     }
 
+    /// Stores a record that another pack has, unless it is stored in a good place already; the bytes it takes.
+    pub(crate) fn adopt(&self, class: PackClass, entry: Entry, encoded: Vec<u8>) -> Result<u64> {
+        self.shared.adopt(class, entry, encoded)
+    }
+
+    /// Ends the run without a restore point: what it stored is durable and indexed.
+    pub(crate) fn settle(mut self) -> Result<()> {
+        let lease = self.lease.take().expect("present until published");
+        self.shared.settle()?;
+        lease.check()
+    }
+
     /// Identity of this run, as its packs name it.
     pub fn id(&self) -> ObjectId {
         self.shared.origin.writer
@@ -212,7 +228,7 @@ impl Writer {
             }
         }
         // Not before this answer is the restore point acknowledged: see `lease`.
-        if let Err(e) = lease.check() {
+        if let Err(e) = lease.check().and_then(|()| shared.repo.check_in_place()) {
             let _ = store.delete(&name);
             return Err(e);
         }

@@ -169,6 +169,21 @@ impl Shared {
         Ok(Some(stored))
     }
 
+    /// Stores compressed bytes of a record that was checked, unless it is there; the bytes it takes.
+    pub fn adopt(&self, class: PackClass, entry: Entry, encoded: Vec<u8>) -> Result<u64> {
+        self.status()?;
+        if !self.claim(&entry.id)? {
+            return Ok(0);
+        }
+        let stored = encoded.len() as u64 + crate::crypto::TAG_BYTES as u64;
+        let packs = match class {
+            PackClass::Data => &self.data,
+            PackClass::Meta => &self.meta,
+        };
+        packs.append(Entry { offset: 0, stored: 0, ..entry }, encoded)?;
+        Ok(stored)
+    }
+
     /// Stores a manifest page unless it is there.
     pub fn store_page(&self, page: &Page) -> Result<Ref> {
         let bytes = page.encode();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use virtward_repo::{
-    Error, Repository,
+    DiskSpec, Error, Repository, Store,
     store::{
         faulty::{Faults, FaultyStore},
         mem::MemStore,
@@ -142,4 +142,38 @@ fn what_a_killed_run_stored_is_found_by_the_next() {
     let saved = back_up(&repo, "web1", &image).unwrap();
     assert!(saved.disks[0].new_bytes < image.len() as u64 / 2, "{}", saved.disks[0].new_bytes);
     assert!(!store.names().iter().any(|n| n.starts_with("leases/")));
+}
+
+#[test]
+fn a_repository_that_is_gone_or_another_one_is_no_success() {
+    for made_anew in [false, true] {
+        let (store, repo) = mem_repo();
+        let writer = repo.writer(small()).unwrap();
+        let mut names = Vec::new();
+        store
+            .list("", &mut |object| {
+                names.push(object.name);
+                Ok(())
+            })
+            .unwrap();
+        assert!(names.len() > 2, "{names:?}");
+        for name in names {
+            store.delete(&name).unwrap();
+        }
+        if made_anew {
+            init(Arc::new(store.clone()));
+        }
+        let image = noise(1, 3 << 20);
+        let disk = writer.disk(DiskSpec { size_bytes: image.len() as u64, chunk_bytes: CHUNK, base: None }).unwrap();
+        for (index, chunk) in image.chunks(CHUNK as usize).enumerate() {
+            disk.put(index as u64, chunk.to_vec()).unwrap();
+        }
+        let result = disk.finish().unwrap();
+        let point = point("vm", vec![disk_record("vda", image.len() as u64, CHUNK, &result)]);
+        let error = writer.publish(point, attachments()).unwrap_err();
+        match made_anew {
+            false => assert!(matches!(error, Error::NotARepository { .. }), "{error:?}"),
+            true => assert!(matches!(error, Error::Replaced { .. }), "{error:?}"),
+        }
+    }
 }

@@ -4,6 +4,8 @@ mod common;
 mod crash;
 mod damage;
 mod format1;
+mod gc;
 mod keys;
+mod races;
 mod roundtrip;
 mod stores;

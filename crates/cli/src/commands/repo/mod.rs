@@ -1,6 +1,7 @@
 //! `virtward repo`: the repository itself and its keys.
 
 pub mod check;
+pub mod gc;
 pub mod info;
 pub mod init;
 pub mod key;
@@ -16,6 +17,8 @@ pub enum Command {
     Info(info::Args),
     /// Check that everything a restore needs is there
     Check(check::Args),
+    /// Give back the space that no restore point needs
+    Gc(gc::Args),
     /// Passwords and key files that open the repository
     #[command(subcommand)]
     Key(key::Command),
@@ -27,6 +30,7 @@ pub async fn run(app: &App, command: &Command) -> Result<(), Failure> {
         Command::Init(args) => init::run(app, args).await,
         Command::Info(args) => info::run(app, args).await,
         Command::Check(args) => check::run(app, args).await,
+        Command::Gc(args) => gc::run(app, args).await,
         Command::Key(command) => key::run(app, command).await,
     }
 }

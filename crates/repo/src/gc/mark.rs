@@ -1,0 +1,93 @@
+//! Finding what restore points refer to: every page and chunk below them, each page once.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+};
+
+use super::live::LiveSet;
+use crate::{
+    error::{Error, Result},
+    format::ChunkId,
+    manifest::{Tree, point::PointRecord, tree::Pages},
+    progress::Progress,
+    repository::Repository,
+    util::{lock, parallel},
+};
+
+/// Pages read at once; bounds memory while there is work for all threads.
+const BATCH_PAGES: usize = 2048;
+
+/// Marks what records refer to.
+pub struct Marker<'a> {
+    repo: &'a Repository,
+    live: &'a LiveSet,
+    threads: usize,
+    progress: &'a dyn Progress,
+    /// Pages below which all is marked. Whole ids: a page that is skipped by mistake loses what is below it.
+    seen: HashSet<ChunkId>,
+    /// Chunks and pages that were marked, counting those that several pages refer to several times.
+    pub marks: u64,
+}
+
+impl<'a> Marker<'a> {
+    /// Nothing is marked yet.
+    pub fn new(repo: &'a Repository, live: &'a LiveSet, threads: usize, progress: &'a dyn Progress) -> Self {
+        Self { repo, live, threads, progress, seen: HashSet::new(), marks: 0 }
+    }
+
+    /// Marks everything below a record. Fails if a page cannot be read: what it refers to is unknown then.
+    pub fn mark(&mut self, record: &PointRecord) -> Result<()> {
+        for chunk in &record.attachments.chunks {
+            self.live.insert(chunk);
+            self.marks += 1;
+        }
+        for disk in &record.point.disks {
+            let tree = Tree::parse(&disk.root, disk.size_bytes, disk.chunk_bytes)?;
+            if let Some(root) = tree.root {
+                self.pages(vec![(root, tree.level())])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn pages(&mut self, mut todo: Vec<(ChunkId, u8)>) -> Result<()> {
+        // Joins `seen` at the end only: a failure half-way must not let another record skip pages that were never read.
+        let mut queued = HashSet::new();
+        todo.retain(|(id, _)| !self.seen.contains(id) && queued.insert(*id));
+        while !todo.is_empty() {
+            if self.progress.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let batch = todo.split_off(todo.len().saturating_sub(BATCH_PAGES));
+            let found: Mutex<(Vec<(ChunkId, u8)>, u64)> = Mutex::default();
+            parallel(&batch, self.threads, |(id, level)| {
+                let page = self.repo.inner.page(id, *level)?;
+                self.live.insert(id);
+                let below: Vec<ChunkId> = page.refs.iter().flatten().map(|r| r.id).collect();
+                let mut found = lock(&found);
+                found.1 += below.len() as u64 + 1;
+                match level.checked_sub(1) {
+                    None => below.iter().for_each(|chunk| self.live.insert(chunk)),
+                    Some(level) => found.0.extend(below.into_iter().map(|page| (page, level))),
+                }
+                Ok(())
+            })?;
+            let (mut children, marks) = found.into_inner().unwrap_or_else(|e| e.into_inner());
+            self.marks += marks;
+            children.retain(|(id, _)| !self.seen.contains(id) && queued.insert(*id));
+            todo.append(&mut children);
+        }
+        self.seen.extend(queued);
+        Ok(())
+    }
+}
+
+/// Records to mark; the second list may be damaged without stopping a collection.
+#[derive(Default)]
+pub struct Roots {
+    /// Restore points.
+    pub points: Vec<Arc<PointRecord>>,
+    /// Deleted restore points that can still be recovered.
+    pub trash: Vec<PointRecord>,
+}
