@@ -61,16 +61,30 @@ pub struct DiskDecision {
     pub keep: Option<String>,
     /// A checkpoint can be made for the next run.
     pub trackable: bool,
+    /// Chunk size to store the disk with, in bytes.
+    pub chunk_bytes: u32,
 }
 
-/// Decides for one disk. `full` is the operator's wish to ignore tracking; `chunk_bytes` is what this run would use.
-pub fn decide_disk(
-    facts: &DiskFacts,
-    previous: Option<&PreviousDisk>,
-    ours: &str,
-    chunk_bytes: u32,
-    full: bool,
-) -> DiskDecision {
+/// Disks from this size on get large chunks.
+const LARGE_DISK_BYTES: u64 = 1 << 40;
+const SMALL_CHUNK_BYTES: u32 = 512 << 10;
+const LARGE_CHUNK_BYTES: u32 = 1 << 20;
+
+/// Chunk size of a disk that has no restore point yet. Small chunks make small increments (a change of 64 KiB costs a
+/// chunk), large ones a small index; both matter in proportion to the disk.
+pub fn first_chunk_bytes(size_bytes: u64) -> u32 {
+    if size_bytes < LARGE_DISK_BYTES { SMALL_CHUNK_BYTES } else { LARGE_CHUNK_BYTES }
+}
+
+/// Chunk size of a disk. It keeps that of its earlier restore points, so that their chunks are found again.
+fn chunk_bytes(size_bytes: u64, previous: Option<&PreviousDisk>) -> u32 {
+    let usable = |bytes: &u32| bytes.is_power_of_two() && (256 << 10..=4 << 20).contains(bytes);
+    previous.map(|disk| disk.chunk_bytes).filter(usable).unwrap_or_else(|| first_chunk_bytes(size_bytes))
+}
+
+/// Decides for one disk. `full` is the operator's wish to ignore tracking.
+pub fn decide_disk(facts: &DiskFacts, previous: Option<&PreviousDisk>, ours: &str, full: bool) -> DiskDecision {
+    let chunk_bytes = chunk_bytes(facts.size_bytes, previous);
     let (state, reason) = classify(facts, previous, ours, chunk_bytes);
     let keep = match (state, previous) {
         (TrackingState::Valid, Some(previous)) => previous.checkpoint.clone(),
@@ -81,7 +95,8 @@ pub fn decide_disk(
         (TrackingState::Valid, true) => Some("a full read was asked for".to_owned()),
         _ => reason,
     };
-    DiskDecision { target: facts.target.clone(), state, reason, since, keep, trackable: facts.untrackable.is_none() }
+    let (target, trackable) = (facts.target.clone(), facts.untrackable.is_none());
+    DiskDecision { target, state, reason, since, keep, trackable, chunk_bytes }
 }
 
 fn classify(
@@ -269,7 +284,20 @@ mod tests {
     }
 
     fn state(facts: &DiskFacts, previous: Option<&PreviousDisk>) -> TrackingState {
-        decide_disk(facts, previous, OURS, CHUNK, false).state
+        decide_disk(facts, previous, OURS, false).state
+    }
+
+    #[test]
+    fn a_disk_keeps_the_chunk_size_that_it_began_with() {
+        let mut facts = disk("vda", &[]);
+        assert_eq!(decide_disk(&facts, None, OURS, false).chunk_bytes, SMALL_CHUNK_BYTES);
+        assert_eq!(decide_disk(&facts, Some(&previous(None)), OURS, true).chunk_bytes, CHUNK);
+        facts.size_bytes = 2 << 40;
+        assert_eq!(decide_disk(&facts, None, OURS, false).chunk_bytes, LARGE_CHUNK_BYTES);
+        let began_small = PreviousDisk { chunk_bytes: SMALL_CHUNK_BYTES, ..previous(None) };
+        assert_eq!(decide_disk(&facts, Some(&began_small), OURS, false).chunk_bytes, SMALL_CHUNK_BYTES);
+        let nonsense = PreviousDisk { chunk_bytes: 12_345, ..previous(None) };
+        assert_eq!(decide_disk(&facts, Some(&nonsense), OURS, false).chunk_bytes, LARGE_CHUNK_BYTES);
     }
 
     #[test]
@@ -293,13 +321,14 @@ mod tests {
         disabled.bitmaps[0].recording = false;
         assert_eq!(state(&disabled, Some(&prev)), TrackingState::Foreign);
         for facts in [&grown, &raw, &disabled] {
-            let decision = decide_disk(facts, Some(&prev), OURS, CHUNK, false);
+            let decision = decide_disk(facts, Some(&prev), OURS, false);
             assert_eq!(decision.since, None);
             assert!(decision.reason.is_some());
         }
-        let asked = decide_disk(&disk("vda", &[(ours, false)]), Some(&prev), OURS, CHUNK, true);
+        let asked = decide_disk(&disk("vda", &[(ours, false)]), Some(&prev), OURS, true);
         assert_eq!((asked.state, asked.since, asked.keep.as_deref()), (TrackingState::Valid, None, Some(ours)));
-        assert_eq!(decide_disk(&disk("vda", &[(ours, false)]), Some(&prev), OURS, 4 << 20, false).since, None);
+        let nonsense = PreviousDisk { chunk_bytes: 12_345, ..prev };
+        assert_eq!(decide_disk(&disk("vda", &[(ours, false)]), Some(&nonsense), OURS, false).since, None);
     }
 
     fn decision(target: &str, since: Option<&str>) -> DiskDecision {
@@ -310,6 +339,7 @@ mod tests {
             since: since.map(str::to_owned),
             keep: since.map(str::to_owned),
             trackable: true,
+            chunk_bytes: CHUNK,
         }
     }
 
@@ -366,7 +396,7 @@ mod tests {
     #[test]
     fn a_full_read_that_may_fail_leaves_the_tracking_of_the_last_restore_point_alone() {
         let facts = [disk("vda", &[("virtward-r-1", false)])];
-        let decisions = [decide_disk(&facts[0], Some(&previous(Some("virtward-r-1"))), OURS, CHUNK, true)];
+        let decisions = [decide_disk(&facts[0], Some(&previous(Some("virtward-r-1"))), OURS, true)];
         assert_eq!(repairs(&facts, &[checkpoint("virtward-r-1", &["vda"])], &decisions, &[], OURS), []);
     }
 

@@ -174,7 +174,9 @@ impl Round<'_> {
         inner.forget();
         let state = inner.index.reload()?;
         if let Some((name, error)) = state.unusable.first() {
-            return Err(cannot(format!("index segment {name} is unusable ({error}); run `virtward repo rebuild-index`")));
+            return Err(cannot(format!(
+                "index segment {name} is unusable ({error}); run `virtward repo rebuild-index`"
+            )));
         }
         let live = LiveSet::new(state.entries() as u64);
         self.mark(&roots, &live)?;
@@ -427,7 +429,8 @@ impl Round<'_> {
     fn delete(&mut self, known: &Epoch, view: &View, live: &LiveSet, held: &[Held]) -> Result<()> {
         let inner = &*self.repo.inner;
         let oldest = held.iter().map(|h| h.epoch).min().unwrap_or(u64::MAX);
-        let ripe: HashSet<ObjectId> = known.sentences().filter(|(_, since)| *since <= oldest).map(|(id, _)| id).collect();
+        let ripe: HashSet<ObjectId> =
+            known.sentences().filter(|(_, since)| *since <= oldest).map(|(id, _)| id).collect();
         let entries = live_entries(&inner.index, &view.state, live, &ripe)?;
         let listed = view.state.packs();
         let mut doomed: Vec<(ObjectId, String, u64)> = Vec::new();

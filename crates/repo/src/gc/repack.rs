@@ -53,7 +53,9 @@ pub fn run(
         }
         moved.packs += 1;
         if damaged > 0 {
-            moved.lost.push(format!("{name} stays: {damaged} records that are needed cannot be read; run `virtward repo check`"));
+            moved.lost.push(format!(
+                "{name} stays: {damaged} records that are needed cannot be read; run `virtward repo check`"
+            ));
         }
     }
     writer.settle()?;

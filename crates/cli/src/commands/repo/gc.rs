@@ -64,12 +64,8 @@ fn duration(text: &str) -> Result<Duration, String> {
 pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
     let repository = connect::repository(app).await?;
     let watch = Watch::new(app, "gc");
-    let options = GcOptions {
-        dry_run: args.dry_run,
-        grace: args.grace,
-        budget_percent: args.budget,
-        ..GcOptions::default()
-    };
+    let options =
+        GcOptions { dry_run: args.dry_run, grace: args.grace, budget_percent: args.budget, ..GcOptions::default() };
     let report = blocking(move || Ok(repository.collect_garbage(&options, &watch)?)).await;
     app.progress.finish("gc");
     let report = report?;
@@ -108,11 +104,7 @@ fn text(report: &GcReport) -> String {
         text.push_str(&format!("ended the leases of {} writers that fell silent\n", report.ended_leases));
     }
     if report.dry_run {
-        text.push_str(&format!(
-            "would free up to {} in {} packs\n",
-            Bytes(report.pending_bytes),
-            report.pending_packs
-        ));
+        text.push_str(&format!("would free up to {} in {} packs\n", Bytes(report.pending_bytes), report.pending_packs));
         return text;
     }
     if report.moved_bytes > 0 {

@@ -23,7 +23,7 @@ use virtward_repo::Writer;
 use super::{
     Job, Taken, attach,
     copy::{ALLOCATION, Flow, Source},
-    disks::{self, CHUNK_BYTES, DiskJob},
+    disks::{self, DiskJob},
     quiesce,
     scratch::Scratch,
     select,
@@ -218,7 +218,7 @@ async fn open(
     let dirty_context = decision.since.as_deref().map(virtward_nbd::dirty_bitmap);
     let contexts = [Some(ALLOCATION.to_owned()), dirty_context.clone()].into_iter().flatten().collect();
     let client = server.connect(contexts).await?;
-    let size_bytes = client.info().size_bytes;
+    let (size_bytes, chunk_bytes) = (client.info().size_bytes, decision.chunk_bytes);
     let disk_job = DiskJob {
         size_bytes,
         format: image.disk.format.clone(),
@@ -228,7 +228,7 @@ async fn open(
         checkpoint: image.marked.then(|| new.to_owned()),
         decision,
     };
-    Ok((server, (disk_job, Source { client, size_bytes, chunk_bytes: CHUNK_BYTES, allocation: true })))
+    Ok((server, (disk_job, Source { client, size_bytes, chunk_bytes, allocation: true })))
 }
 
 async fn started(job: &Job<'_>, mut events: broadcast::Receiver<DomainEvent>) -> Error {

@@ -28,7 +28,7 @@ use crate::{Cancel, Error, Event, Observer, Result};
 /// Context that every server offers: what reads as zeros.
 pub(super) const ALLOCATION: &str = "base:allocation";
 /// Chunks in memory between the source and the repository, over all disks of a job.
-const CHUNKS_IN_FLIGHT: usize = 24;
+const CHUNKS_IN_FLIGHT: usize = 48;
 /// Longest range asked for in one block-status request.
 const STATUS_BYTES_MAX: u64 = 1 << 30;
 

@@ -14,9 +14,6 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// Chunk size of new disks.
-pub(super) const CHUNK_BYTES: u32 = 1 << 20;
-
 /// One disk about to be read.
 pub(super) struct DiskJob {
     pub decision: DiskDecision,
@@ -64,7 +61,7 @@ pub(super) fn decide(facts: &[DiskFacts], history: &[RestorePoint], ours: &str, 
         .iter()
         .map(|disk| {
             let earlier = previous_disk(history, &disk.target).map(|(disk, _)| disk);
-            tracking::decide_disk(disk, earlier.as_ref(), ours, CHUNK_BYTES, full)
+            tracking::decide_disk(disk, earlier.as_ref(), ours, full)
         })
         .collect()
 }
@@ -98,7 +95,7 @@ async fn store_one(
     Ok(DiskRecord {
         target: job.decision.target,
         size_bytes: job.size_bytes,
-        chunk_bytes: CHUNK_BYTES,
+        chunk_bytes: job.decision.chunk_bytes,
         format: job.format,
         source: job.source_name,
         root: stored.result.root,
@@ -118,7 +115,7 @@ struct Stored {
 }
 
 fn spec(job: &DiskJob, base: Option<DiskRecord>) -> DiskSpec {
-    DiskSpec { size_bytes: job.size_bytes, chunk_bytes: CHUNK_BYTES, base }
+    DiskSpec { size_bytes: job.size_bytes, chunk_bytes: job.decision.chunk_bytes, base }
 }
 
 /// Stores what changed on top of the previous restore point, or nothing, with the decision corrected, where this cannot

@@ -19,7 +19,7 @@ use virtward_repo::{Attachment, Writer};
 use super::{
     BackupMode, Job, Taken, attach,
     copy::{ALLOCATION, Flow, Source},
-    disks::{self, CHUNK_BYTES, DiskJob},
+    disks::{self, DiskJob},
     quiesce,
     scratch::Scratch,
     select,
@@ -298,6 +298,7 @@ async fn open(
             disk.target, job.vm.name, facts.size_bytes
         )));
     }
+    let chunk_bytes = decision.chunk_bytes;
     let base = disks::previous_disk(&job.history, &disk.target).map(|(_, record)| record);
     let disk_job = DiskJob {
         size_bytes,
@@ -308,5 +309,5 @@ async fn open(
         checkpoint: checkpoint.filter(|_| decision.trackable).cloned(),
         decision,
     };
-    Ok((disk_job, Source { client, size_bytes, chunk_bytes: CHUNK_BYTES, allocation }))
+    Ok((disk_job, Source { client, size_bytes, chunk_bytes, allocation }))
 }

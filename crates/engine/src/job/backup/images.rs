@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use uuid::Uuid;
-use virtward_decide::tracking::DiskDecision;
+use virtward_decide::tracking::{DiskDecision, first_chunk_bytes};
 use virtward_model::{PointId, QuiesceOutcome, QuiesceRecord, RestorePoint, SourceKind, TrackingState};
 use virtward_repo::Repository;
 
 use super::{
     BackupOptions, ImageSet,
     copy::{ALLOCATION, Flow, Source},
-    disks::{self, CHUNK_BYTES, DiskJob},
+    disks::{self, DiskJob},
     kind_of, open_writer, publish,
 };
 use crate::{
@@ -52,7 +52,8 @@ pub(super) async fn run(
         let client = server.connect(vec![ALLOCATION.to_owned()]).await?;
         let served = client.info().size_bytes;
         let size_bytes = chain.raw_bytes().map_or(served, |bytes| bytes.min(served));
-        let source = Source { client, size_bytes, chunk_bytes: CHUNK_BYTES, allocation: true };
+        let chunk_bytes = first_chunk_bytes(size_bytes);
+        let source = Source { client, size_bytes, chunk_bytes, allocation: true };
         sources.push((disk_job(target, path, format, size_bytes)?, source));
         servers.push(server);
         chains.push(chain);
@@ -118,6 +119,7 @@ fn disk_job(target: String, path: &Path, format: String, size_bytes: u64) -> Res
             since: None,
             keep: None,
             trackable: false,
+            chunk_bytes: first_chunk_bytes(size_bytes),
         },
         size_bytes,
         format,
