@@ -18,8 +18,9 @@ use virtward_repo::{Attachment, Writer};
 
 use super::{
     BackupMode, Job, Taken, attach,
-    copy::{ALLOCATION, Flow, Source},
+    copy::{Flow, Source},
     disks::{self, CHUNK_BYTES, DiskJob},
+    origin::{ALLOCATION, Origin},
     quiesce,
     scratch::Scratch,
     select,
@@ -308,5 +309,6 @@ async fn open(
         checkpoint: checkpoint.filter(|_| decision.trackable).cloned(),
         decision,
     };
-    Ok((disk_job, Source { client, size_bytes, chunk_bytes: CHUNK_BYTES, allocation }))
+    let origin = Origin::Nbd { client, allocation };
+    Ok((disk_job, Source { origin, size_bytes, chunk_bytes: CHUNK_BYTES }))
 }
