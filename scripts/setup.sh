@@ -13,7 +13,8 @@ set -euo pipefail
 
 build_packages=(gcc libc6-dev make pkg-config)
 lab_packages=(busybox-static cpio lz4 zstd xz-utils iproute2 nftables fdisk e2fsprogs xfsprogs btrfs-progs
-    nbdkit libnbd-bin etcd-server etcd-client)
+    nbdkit libnbd-bin etcd-server etcd-client
+    python3 python3-cryptography python3-argon2 python3-zstandard python3-lz4)
 bench_packages=(restic borgbackup virtnbdbackup b3sum openssl)
 # These must come from one release, all in one call: mixing QEMU 7.2 of Debian 12 with parts of 10.0 removes qemu-utils.
 build_virt=(libvirt-dev)

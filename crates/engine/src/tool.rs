@@ -36,29 +36,15 @@ pub(crate) struct ImageServer {
     socket: PathBuf,
 }
 
-/// How an image is served.
-pub(crate) struct Serve<'a> {
-    pub path: &'a Path,
-    pub format: &'a str,
-    pub writable: bool,
-    /// Export this dirty bitmap as a metadata context.
-    pub bitmap: Option<&'a str>,
-}
-
 impl ImageServer {
-    /// Starts the server. Reading takes no lock on the image, so that a VM may start meanwhile; whoever reads must
-    /// notice that by itself.
-    pub(crate) async fn start(serve: Serve<'_>) -> Result<Self> {
-        let mut node = serde_json::json!({ "driver": serve.format, "file": file_node(serve.path)? });
-        if serve.writable {
-            node["discard"] = "unmap".into();
-        } else {
-            node["force-share"] = true.into();
-        }
-        Self::start_node(&node, serve.path, serve.writable, serve.bitmap).await
+    /// Starts the server of an image of our own making, to be written to.
+    pub(crate) async fn start_writable(path: &Path, format: &str) -> Result<Self> {
+        let node = serde_json::json!({ "driver": format, "file": file_node(path)?, "discard": "unmap" });
+        Self::start_node(&node, path, true, None).await
     }
 
-    /// Starts the server of an image that is described as QEMU's block layer wants it. `image` is for people.
+    /// Starts the server of an image that is described as QEMU's block layer wants it, with a dirty bitmap as a metadata
+    /// context. `image` is for people.
     pub(crate) async fn start_node(
         node: &serde_json::Value,
         image: &Path,
@@ -140,13 +126,18 @@ fn cannot_open(image: &Path, said: &str) -> Error {
     // The file name that QEMU repeats is the whole JSON description.
     let said = said.trim().rsplit_once("}': ").map_or(said.trim(), |(_, reason)| reason);
     if said.contains("lock") && said.contains("another process") {
-        return Error::Busy(format!(
-            "{} is in use by another process, probably a running VM; back that up with virtward backup run, or shut it \
-             down first",
-            image.display()
-        ));
+        return in_use(image);
     }
     Error::Tool(format!("QEMU cannot open {}: {said}", image.display()))
+}
+
+/// Somebody else has an image open for writing.
+pub(crate) fn in_use(image: &Path) -> Error {
+    Error::Busy(format!(
+        "{} is in use by another process, probably a running VM; back that up with virtward backup run, or shut it down \
+         first",
+        image.display()
+    ))
 }
 
 /// A file or block device as the lowest node of QEMU's block layer.

@@ -226,14 +226,7 @@ impl Lab {
 
     /// Runs the product, which must fail with `code` and say all of `words`.
     pub fn fails(&self, arguments: &[&str], code: i32, words: &[&str]) -> String {
-        let output = self.output(arguments);
-        let said = text(&output);
-        assert_eq!(output.status.code(), Some(code), "virtward {arguments:?}: {said}");
-        for word in words {
-            assert!(said.contains(word), "virtward {arguments:?} does not say {word:?}: {said}");
-        }
-        assert!(!said.contains("panicked") && !said.contains("backtrace"), "{said}");
-        said
+        check_failure(&self.output(arguments), arguments, code, words)
     }
 
     /// Backs up a VM and gives the JSON object of the run.
@@ -397,6 +390,40 @@ pub fn run(mut command: Command, limit: Duration) -> Output {
     let _ = done.send(());
     let _ = guard.join();
     Output { status, stdout, stderr }
+}
+
+/// The output of the product, which must have failed with `code` and said all of `words`; what it said.
+pub fn check_failure(output: &Output, arguments: &[&str], code: i32, words: &[&str]) -> String {
+    let said = text(output);
+    assert_eq!(output.status.code(), Some(code), "virtward {arguments:?}: {said}");
+    for word in words {
+        assert!(said.contains(word), "virtward {arguments:?} does not say {word:?}: {said}");
+    }
+    assert!(!said.contains("panicked") && !said.contains("backtrace"), "{said}");
+    said
+}
+
+/// Runs a program of the system, which must succeed.
+pub fn tool(program: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    let output = run(command, Duration::from_secs(120));
+    assert!(output.status.success(), "{program} {arguments:?}: {}", text(&output));
+    output
+}
+
+/// Bytes that do not repeat and do not compress.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
 }
 
 fn unmount(path: &Path) {

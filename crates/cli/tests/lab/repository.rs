@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::harness::{VIRTWARD, run, text, wait};
+use crate::harness::{VIRTWARD, check_failure, noise, run, text, tool, wait};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -134,38 +134,8 @@ fn collect(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-fn check_failure(output: &Output, arguments: &[&str], code: i32, words: &[&str]) -> String {
-    let said = text(output);
-    assert_eq!(output.status.code(), Some(code), "virtward {arguments:?}: {said}");
-    for word in words {
-        assert!(said.contains(word), "virtward {arguments:?} does not say {word:?}: {said}");
-    }
-    assert!(!said.contains("panicked"), "{said}");
-    said
-}
-
-fn tool(program: &str, arguments: &[&str]) {
-    let mut command = Command::new(program);
-    command.args(arguments);
-    let output = run(command, LIMIT);
-    assert!(output.status.success(), "{program} {arguments:?}: {}", text(&output));
-}
-
 fn utf8(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
-}
-
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
 }
 
 #[test]

@@ -2,13 +2,12 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Output},
     time::Duration,
 };
 
 use serde_json::Value;
 
-use crate::harness::{CHECKSUMS, Lab, run, text, wait};
+use crate::harness::{CHECKSUMS, Lab, noise, text, tool, wait};
 
 const UUID: &str = "5d1e6a52-7f0c-4a6e-9d3b-2f4b8c1d0e9f";
 const MAC: &str = "52:54:00:12:34:56";
@@ -110,27 +109,6 @@ impl Drop for Still<'_> {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.tpm);
     }
-}
-
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
-
-fn tool(program: &str, arguments: &[&str]) -> Output {
-    let mut command = Command::new(program);
-    command.args(arguments);
-    let output = run(command, LIMIT);
-    assert!(output.status.success(), "{program} {arguments:?}: {}", text(&output));
-    output
 }
 
 #[test]

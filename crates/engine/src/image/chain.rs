@@ -126,10 +126,9 @@ impl Chain {
         Ok(nodes)
     }
 
-    /// Bytes of a raw image in a file. QEMU's block layer counts in sectors and would round up.
-    pub(crate) fn raw_bytes(&self) -> Option<u64> {
-        let top = self.links.first().filter(|top| top.format == "raw")?;
-        std::fs::metadata(&top.path).ok().filter(|meta| meta.is_file()).map(|meta| meta.len())
+    /// The image, if it is raw: then it is all there is to read, and needs no QEMU.
+    pub(crate) fn raw(&self) -> Option<&Path> {
+        self.links.first().filter(|top| top.format == "raw").map(|top| top.path.as_path())
     }
 
     /// Paths of the backing files.

@@ -25,6 +25,11 @@ pub const LEASES: &str = "leases/";
 pub fn pack(prefix: &str, id: &ObjectId) -> String {
     format!("{prefix}{:02x}/{id}", id.0[0])
 }
+/// The id of the pack that a name is of.
+pub fn parse_pack(name: &str) -> Option<ObjectId> {
+    let rest = name.strip_prefix(DATA).or_else(|| name.strip_prefix(META))?;
+    leaf(rest).parse().ok()
+}
 /// Index segment.
 pub fn segment(id: &ObjectId) -> String {
     format!("{INDEX}{id}")

@@ -230,7 +230,7 @@ impl DiskWriter {
 
     /// A buffer of the length of a chunk, recycled if there is one; its content is arbitrary.
     pub fn buffer(&self, index: u64) -> Vec<u8> {
-        let mut buffer = self.shared.spare();
+        let mut buffer = self.shared.chunk_buffer();
         buffer.resize(self.chunk_len(index), 0);
         buffer
     }
@@ -301,6 +301,10 @@ impl DiskWriter {
     /// Whether the base has these bytes at that place. Reads pages, never data.
     pub fn compare_base(&self, index: u64, data: &[u8]) -> Result<Compared> {
         self.check(index, data.len())?;
+        self.shared.distrust(self.compare(index, data))
+    }
+
+    fn compare(&self, index: u64, data: &[u8]) -> Result<Compared> {
         let state = &*self.state;
         let Some((tree, base_bytes)) = state.base else { return Ok(Compared::NoBase) };
         let begin = index * u64::from(state.chunk_bytes);
@@ -376,6 +380,10 @@ impl DiskWriter {
     /// Waits for the disk's chunks and makes its tree. Durable only once the run is published.
     pub fn finish(self) -> Result<DiskResult> {
         self.wait_idle()?;
+        self.shared.distrust(self.make_tree())
+    }
+
+    fn make_tree(&self) -> Result<DiskResult> {
         self.cut_last_chunk()?;
         let (state, inner) = (&*self.state, &*self.shared.repo.inner);
         let changes = lock(&state.changes);

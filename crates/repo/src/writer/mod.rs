@@ -179,7 +179,7 @@ impl Writer {
         }
         // A base whose tree cannot be read is found out now and not after the disk was.
         let tree = Tree::parse(&base.root, base.size_bytes, base.chunk_bytes)?;
-        match self.shared.rests_on_avoided(&tree) {
+        match self.shared.distrust(self.shared.rests_on_avoided(&tree)) {
             Ok(false) => Ok(()),
             Ok(true) => bad("parts of it are in packs that are lost or damaged".into()),
             Err(e) if e.is_damage() => bad(e.to_string()),

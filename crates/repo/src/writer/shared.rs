@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc, Mutex, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    format::{ChunkId, ObjectId},
+    format::{ChunkId, ObjectId, names},
     lease::Lease,
     manifest::{Page, Ref, Tree},
     pack::{
@@ -39,15 +39,33 @@ pub struct Job {
 
 /// Sets of ids, apart so that threads rarely meet.
 const SHARDS: usize = 32;
-/// Spare buffers kept.
+/// Spare buffers kept, of each kind.
 const SPARES_MAX: usize = 32;
+
+/// Buffers that have done their work, for the next one of their kind: memory that is in use already need neither be asked
+/// for nor cleared again.
+#[derive(Default)]
+struct Spares(Mutex<Vec<Vec<u8>>>);
+
+impl Spares {
+    fn take(&self) -> Vec<u8> {
+        lock(&self.0).pop().unwrap_or_default()
+    }
+
+    fn give(&self, buffer: Vec<u8>) {
+        let mut spares = lock(&self.0);
+        if spares.len() < SPARES_MAX && buffer.capacity() > 0 {
+            spares.push(buffer);
+        }
+    }
+}
 
 pub struct Shared {
     pub repo: Repository,
     pub origin: Origin,
     pub compression: Compression,
-    /// Packs that count as absent: condemned by the epoch, or lost.
-    avoid: HashSet<ObjectId>,
+    /// Packs that count as absent: condemned by the epoch, lost, or found damaged by this run.
+    avoid: RwLock<HashSet<ObjectId>>,
     /// Chunks and pages that this run stores or is storing.
     seen: Vec<Mutex<HashSet<ChunkId>>>,
     data: Appender,
@@ -58,7 +76,8 @@ pub struct Shared {
     failed: Arc<OnceLock<Error>>,
     closed: AtomicBool,
     cancel: Option<Arc<AtomicBool>>,
-    spares: Mutex<Vec<Vec<u8>>>,
+    chunk_buffers: Spares,
+    record_buffers: Spares,
 }
 
 impl Shared {
@@ -89,7 +108,7 @@ impl Shared {
             repo,
             origin,
             compression: options.compression,
-            avoid,
+            avoid: RwLock::new(avoid),
             seen: (0..SHARDS).map(|_| Mutex::default()).collect(),
             finisher,
             full_packs,
@@ -97,7 +116,8 @@ impl Shared {
             failed,
             closed: AtomicBool::new(false),
             cancel: options.cancel.clone(),
-            spares: Mutex::default(),
+            chunk_buffers: Spares::default(),
+            record_buffers: Spares::default(),
         };
         Ok((Arc::new(shared), thread))
     }
@@ -130,8 +150,20 @@ impl Shared {
     }
 
     fn is_stored(&self, id: &ChunkId) -> Result<bool> {
-        let usable = |pack: &PackInfo, _: &Entry| !self.avoid.contains(&pack.id());
+        let avoid = self.avoid.read().unwrap_or_else(PoisonError::into_inner);
+        let usable = |pack: &PackInfo, _: &Entry| !avoid.contains(&pack.id());
         Ok(self.repo.inner.index.lookup(id, &usable)?.is_some())
+    }
+
+    /// If an outcome is damage in a pack, nothing more is taken from that pack: the run stores it again. Otherwise the
+    /// backup that follows the discovery would refer to what is damaged, because its id is known.
+    pub fn distrust<T>(&self, outcome: Result<T>) -> Result<T> {
+        if let Err(Error::Damaged { object, .. } | Error::Missing { object }) = &outcome
+            && let Some(pack) = names::parse_pack(object)
+        {
+            self.avoid.write().unwrap_or_else(PoisonError::into_inner).insert(pack);
+        }
+        outcome
     }
 
     /// Whether a disk has chunks or pages whose only places are in packs to avoid. Where there is nothing to avoid, only
@@ -139,7 +171,7 @@ impl Shared {
     pub fn rests_on_avoided(&self, tree: &Tree) -> Result<bool> {
         let pages = &*self.repo.inner;
         tree.data_chunks(pages)?;
-        if self.avoid.is_empty() {
+        if self.avoid.read().unwrap_or_else(PoisonError::into_inner).is_empty() {
             return Ok(false);
         }
         let mut next = 0;
@@ -160,12 +192,12 @@ impl Shared {
         if !self.claim(&id)? {
             return Ok(None);
         }
-        let mut bytes = self.spare();
+        let mut bytes = self.record_buffers.take();
         let encoding = compressor.compress(chunk, &mut bytes);
         let stored = bytes.len() as u64 + crate::crypto::TAG_BYTES as u64;
         let entry = Entry { id, offset: 0, stored: 0, plain: chunk.len() as u32, encoding };
         let spare = self.data.append(entry, bytes)?;
-        self.give(spare);
+        self.record_buffers.give(spare);
         Ok(Some(stored))
     }
 
@@ -218,20 +250,14 @@ impl Shared {
         lock(&self.roots).contains(root)
     }
 
-    /// A buffer of any length.
-    pub fn spare(&self) -> Vec<u8> {
-        lock(&self.spares).pop().unwrap_or_default()
-    }
-    fn give(&self, buffer: Vec<u8>) {
-        let mut spares = lock(&self.spares);
-        if spares.len() < SPARES_MAX && buffer.capacity() > 0 {
-            spares.push(buffer);
-        }
+    /// A buffer for a chunk, of any length and content.
+    pub fn chunk_buffer(&self) -> Vec<u8> {
+        self.chunk_buffers.take()
     }
     /// Takes back the buffer of a chunk.
     pub fn recycle(&self, chunk: ChunkBuf) {
         if let ChunkBuf::Vec(buffer) = chunk {
-            self.give(buffer);
+            self.chunk_buffers.give(buffer);
         }
     }
 }

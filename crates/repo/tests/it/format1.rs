@@ -11,14 +11,14 @@ use virtward_repo::{
 
 use crate::common::*;
 
-const KEY_FILE: &[u8] = b"key file of the fixture, 32 bytes or more";
+pub const KEY_FILE: &[u8] = b"key file of the fixture, 32 bytes or more";
 
 fn password() -> Secret {
     Secret::password("fixture")
 }
 
 /// First state: text, noise, zeros, repetition and a short end. Second state: longer, with other text in between.
-fn images() -> [Vec<u8>; 2] {
+pub fn images() -> [Vec<u8>; 2] {
     let chunk = CHUNK as usize;
     let text: Vec<u8> = (0..).flat_map(|n: u32| format!("line {n}\n").into_bytes()).take(chunk).collect();
     let mut first = text.clone();

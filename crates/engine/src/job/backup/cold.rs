@@ -2,14 +2,12 @@
 //!
 //! Reading takes no lock on the images, so the VM may be started at any moment (a guest that must run is worth more than
 //! a backup that must finish); a start is noticed and the run is begun again, hot. An image that somebody else has open
-//! for writing, such as another host that runs the VM, is not read at all.
+//! for writing, such as another host that runs the VM, is not read at all. Raw images are read as they are; the others
+//! through QEMU, which is told of every file that it may open (`image::chain`).
 //!
 //! The bitmap for the next run is made before anything is read: whatever is written from then on is recorded.
 
-use std::{
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use tokio::sync::broadcast;
@@ -22,15 +20,17 @@ use virtward_repo::Writer;
 
 use super::{
     Job, Taken, attach,
-    copy::{ALLOCATION, Flow, Source},
+    copy::{Flow, Source},
     disks::{self, DiskJob},
+    origin::{ALLOCATION, Origin},
     quiesce,
     scratch::Scratch,
     select,
 };
 use crate::{
     Error, Phase, Result,
-    tool::{self, ImageServer, Serve},
+    image::{chain::Chain, raw::RawImage},
+    tool::{self, ImageServer},
 };
 
 /// One image of the VM.
@@ -38,24 +38,9 @@ struct Image {
     disk: Disk,
     path: PathBuf,
     facts: DiskFacts,
-    stamp: Stamp,
+    chain: Chain,
     /// Holds the bitmap of this run.
     marked: bool,
-}
-
-/// Changes whenever anybody writes to the file.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    modified: (i64, i64),
-    inode: u64,
-    size: u64,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Result<Self> {
-        let meta = std::fs::metadata(path).map_err(Error::io(format!("look at {}", path.display())))?;
-        Ok(Self { modified: (meta.mtime(), meta.mtime_nsec()), inode: meta.ino(), size: meta.size() })
-    }
 }
 
 /// Backs up a VM that is shut off.
@@ -134,7 +119,12 @@ async fn inspect(job: &Job<'_>, disk: Disk) -> Result<Image> {
             )));
         }
     };
-    if tool::is_open_for_writing(&path, &disk.format).await? {
+    let chain = Chain::inspect(&path, &disk.format)?;
+    let has_writer = match chain.raw() {
+        Some(path) => RawImage::open(path)?.has_writer()?,
+        None => tool::is_open_for_writing(&path, &disk.format).await?,
+    };
+    if has_writer {
         return Err(Error::Busy(format!(
             "{} of {} is open for writing although the VM is shut off here: it may run on another host, or a tool works \
              on its image. Back it up where it runs",
@@ -142,7 +132,6 @@ async fn inspect(job: &Job<'_>, disk: Disk) -> Result<Image> {
             job.vm.name
         )));
     }
-    let stamp = Stamp::of(&path)?;
     let info = tool::image_info(&path, &disk.format).await?;
     let bitmaps = info
         .bitmaps()
@@ -159,7 +148,7 @@ async fn inspect(job: &Job<'_>, disk: Disk) -> Result<Image> {
         untrackable: info.untrackable(),
         bitmaps,
     };
-    Ok(Image { disk, path, facts, stamp, marked: false })
+    Ok(Image { disk, path, facts, chain, marked: false })
 }
 
 fn describe(source: &DiskSource) -> String {
@@ -183,7 +172,7 @@ async fn read_all(
     let mut sources = Vec::new();
     for (image, decision) in images.iter().zip(decisions) {
         let (server, source) = open(job, image, decision, new).await?;
-        servers.push(server);
+        servers.extend(server);
         sources.push(source);
     }
     let flow = Flow::new(job.options.bandwidth.map(|rate| rate.get()), job.observer, &job.vm.name, job.cancel);
@@ -192,9 +181,7 @@ async fn read_all(
         error = started(job, events) => return Err(error),
     };
     for image in images {
-        if Stamp::of(&image.path)? != image.stamp {
-            return Err(changed(job, &image.path));
-        }
+        image.chain.unchanged()?;
     }
     for server in servers {
         server.stop().await?;
@@ -202,23 +189,25 @@ async fn read_all(
     Ok(records)
 }
 
-fn changed(job: &Job<'_>, path: &Path) -> Error {
-    Error::SourceGone(format!("{} of {} was written to during the backup", path.display(), job.vm.name))
-}
-
 async fn open(
     job: &Job<'_>,
     image: &Image,
     decision: DiskDecision,
     new: &str,
-) -> Result<(ImageServer, (DiskJob, Source))> {
-    let serve =
-        Serve { path: &image.path, format: &image.disk.format, writable: false, bitmap: decision.since.as_deref() };
-    let server = ImageServer::start(serve).await?;
+) -> Result<(Option<ImageServer>, (DiskJob, Source))> {
     let dirty_context = decision.since.as_deref().map(virtward_nbd::dirty_bitmap);
-    let contexts = [Some(ALLOCATION.to_owned()), dirty_context.clone()].into_iter().flatten().collect();
-    let client = server.connect(contexts).await?;
-    let (size_bytes, chunk_bytes) = (client.info().size_bytes, decision.chunk_bytes);
+    let (server, origin) = match image.chain.raw() {
+        Some(path) => (None, Origin::Raw(RawImage::open(path)?.into())),
+        None => {
+            let bitmap = decision.since.as_deref();
+            let server = ImageServer::start_node(&image.chain.node(false)?, &image.path, false, bitmap).await?;
+            let contexts = [Some(ALLOCATION.to_owned()), dirty_context.clone()].into_iter().flatten().collect();
+            let client = server.connect(contexts).await?;
+            (Some(server), Origin::Nbd { client, allocation: true })
+        }
+    };
+    // In sectors: what a guest sees of a file that ends in the middle of one is filled up with zeros.
+    let (size_bytes, chunk_bytes) = (image.facts.size_bytes, decision.chunk_bytes);
     let disk_job = DiskJob {
         size_bytes,
         format: image.disk.format.clone(),
@@ -228,7 +217,7 @@ async fn open(
         checkpoint: image.marked.then(|| new.to_owned()),
         decision,
     };
-    Ok((server, (disk_job, Source { client, size_bytes, chunk_bytes, allocation: true })))
+    Ok((server, (disk_job, Source { origin, size_bytes, chunk_bytes })))
 }
 
 async fn started(job: &Job<'_>, mut events: broadcast::Receiver<DomainEvent>) -> Error {
@@ -266,7 +255,7 @@ async fn mark(image: &mut Image, new: &str) -> Result<()> {
         Err(error) => tracing::debug!(path = %image.path.display(), %error, "no bitmap for the next run"),
     }
     // Our own change is none of the guest's.
-    image.stamp = Stamp::of(&image.path)?;
+    image.chain = Chain::inspect(&image.path, &image.disk.format)?;
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Moving one disk's bytes from an NBD export into the repository.
+//! Moving one disk's bytes from where they are into the repository.
 //!
 //! One task walks extents and keeps reads in flight; one thread hands finished chunks to the repository's writer, whose
 //! own back-pressure reaches the reads through a bounded channel. The number of chunks in memory is bounded by a
@@ -13,24 +13,19 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::Instant,
 };
 use virtward_decide::readplan::{ChunkPlan, DirtyChunks, Planner, Span};
-use virtward_nbd::{ALLOC_ZERO, Client, DIRTY};
-use virtward_repo::DiskWriter;
+use virtward_repo::{ChunkBuf, DiskWriter};
 
+use super::origin::{ChunkRead, Origin};
 use crate::{Cancel, Error, Event, Observer, Result};
 
-/// Context that every server offers: what reads as zeros.
-pub(super) const ALLOCATION: &str = "base:allocation";
 /// Chunks in memory between the source and the repository, over all disks of a job.
 const CHUNKS_IN_FLIGHT: usize = 48;
-/// Longest range asked for in one block-status request.
-const STATUS_BYTES_MAX: u64 = 1 << 30;
 
 /// What all disks of one job share: memory, pace, progress, cancellation.
 #[derive(Clone)]
@@ -106,15 +101,13 @@ impl Pace {
 
 /// One disk to read.
 pub(super) struct Source {
-    pub client: Client,
+    pub origin: Origin,
     pub size_bytes: u64,
     pub chunk_bytes: u32,
-    /// The export has the allocation context; without it everything is read.
-    pub allocation: bool,
 }
 
 enum Item {
-    Chunk { index: u64, data: Bytes, _permit: OwnedSemaphorePermit },
+    Chunk { index: u64, data: ChunkBuf, _permit: OwnedSemaphorePermit },
     Zero { first: u64, count: u64 },
 }
 
@@ -124,26 +117,12 @@ impl Source {
         let mut dirty = DirtyChunks::new(self.chunk_bytes, self.size_bytes);
         let mut at = 0;
         while at < self.size_bytes {
-            for span in self.spans(context, at..self.size_bytes, |flags| flags & DIRTY != 0).await? {
+            for span in self.origin.dirty(context, at..self.size_bytes).await? {
                 at = span.offset + span.length;
                 dirty.push(span);
             }
         }
         Ok(dirty.into_ranges())
-    }
-
-    /// The first few spans of a range, at least one.
-    async fn spans(&self, context: &str, range: Range<u64>, set: impl Fn(u64) -> bool) -> Result<Vec<Span>> {
-        let length = (range.end - range.start).min(STATUS_BYTES_MAX) as u32;
-        let extents = self
-            .client
-            .block_status(context, range.start, length)
-            .await
-            .map_err(Error::nbd(format!("read the {context} map at byte {}", range.start)))?;
-        Ok(extents
-            .into_iter()
-            .map(|extent| Span { offset: extent.offset, length: extent.length, set: set(extent.flags) })
-            .collect())
     }
 
     /// Copies what may be non-zero in `ranges` into `writer`; the bytes read.
@@ -153,20 +132,30 @@ impl Source {
         ranges: Vec<Range<u64>>,
         flow: &Flow<'_>,
     ) -> Result<(DiskWriter, u64)> {
+        let writer = Arc::new(writer);
         let (sender, receiver) = mpsc::channel(8);
-        let sink = tokio::task::spawn_blocking(move || drain(writer, receiver));
-        let read = self.read_all(ranges, flow, &sender).await;
+        let sink = tokio::task::spawn_blocking({
+            let writer = writer.clone();
+            move || drain(&writer, receiver)
+        });
+        let read = self.read_all(&writer, ranges, flow, &sender).await;
         drop(sender);
         let sunk = sink.await.map_err(|error| Error::Tool(format!("the repository writer failed: {error}")))?;
         // A failed repository closes the channel, which ends the reads: its error is the cause.
-        match (sunk, read) {
-            (Err(error), _) => Err(error),
-            (Ok(_), Err(error)) => Err(error),
-            (Ok(writer), Ok(read_bytes)) => Ok((writer, read_bytes)),
-        }
+        sunk?;
+        let read_bytes = read?;
+        let writer =
+            Arc::into_inner(writer).ok_or_else(|| Error::Tool("a reader of the disk is still at work".into()))?;
+        Ok((writer, read_bytes))
     }
 
-    async fn read_all(&self, ranges: Vec<Range<u64>>, flow: &Flow<'_>, sink: &mpsc::Sender<Item>) -> Result<u64> {
+    async fn read_all(
+        &self,
+        writer: &DiskWriter,
+        ranges: Vec<Range<u64>>,
+        flow: &Flow<'_>,
+        sink: &mpsc::Sender<Item>,
+    ) -> Result<u64> {
         let mut reads = FuturesUnordered::new();
         let mut read_bytes = 0;
         for range in ranges {
@@ -174,14 +163,16 @@ impl Source {
             let mut at = range.start;
             while let Some(mut plan) = planner.take() {
                 let mut steps = Vec::new();
-                if self.allocation && at < range.end {
-                    for span in self.spans(ALLOCATION, at..range.end, |flags| flags & ALLOC_ZERO == 0).await? {
-                        at = span.offset + span.length;
-                        plan.push(span, &mut |step| steps.push(step));
+                let known = if at < range.end { self.origin.allocated(at..range.end).await? } else { None };
+                match known {
+                    Some(spans) => {
+                        for span in spans {
+                            at = span.offset + span.length;
+                            plan.push(span, &mut |step| steps.push(step));
+                        }
+                        planner = Some(plan);
                     }
-                    planner = Some(plan);
-                } else {
-                    plan.finish(&mut |step| steps.push(step));
+                    None => plan.finish(&mut |step| steps.push(step)),
                 }
                 flow.expect(steps.iter().map(bytes_to_read).sum());
                 for step in steps {
@@ -189,9 +180,10 @@ impl Source {
                     match step {
                         ChunkPlan::Zero { first, count } => send(sink, Item::Zero { first, count }).await?,
                         ChunkPlan::Read { index, length, reads: parts } => {
-                            read_bytes += parts.iter().map(|part| part.end - part.start).sum::<u64>();
+                            let chunk = ChunkRead { start: index * u64::from(self.chunk_bytes), length, parts };
+                            read_bytes += chunk.bytes();
                             let permit = self.permit(flow, &mut reads, sink).await?;
-                            reads.push(self.read_chunk(index, length, parts, permit, flow));
+                            reads.push(self.read_chunk(writer, index, chunk, permit, flow));
                         }
                     }
                 }
@@ -227,33 +219,19 @@ impl Source {
 
     async fn read_chunk(
         &self,
+        writer: &DiskWriter,
         index: u64,
-        length: u32,
-        parts: Vec<Range<u64>>,
+        chunk: ChunkRead,
         permit: OwnedSemaphorePermit,
         flow: &Flow<'_>,
     ) -> Result<Item> {
-        let start = index * u64::from(self.chunk_bytes);
-        let mut data = None;
-        let mut patched: Option<BytesMut> = None;
-        for part in &parts {
-            let bytes = part.end - part.start;
-            flow.pace.take(bytes).await;
-            let got = tokio::select! {
-                got = self.client.read(part.start, bytes as u32) => got,
-                () = flow.cancel.cancelled() => return Err(Error::Cancelled),
-            };
-            let got = got.map_err(Error::nbd(format!("read {bytes} bytes at byte {}", part.start)))?;
-            flow.advance(bytes);
-            if bytes == u64::from(length) {
-                data = Some(got);
-            } else {
-                let whole = patched.get_or_insert_with(|| BytesMut::zeroed(length as usize));
-                let at = (part.start - start) as usize;
-                whole[at..at + got.len()].copy_from_slice(&got);
-            }
-        }
-        let data = data.or_else(|| patched.map(BytesMut::freeze)).unwrap_or_default();
+        let bytes = chunk.bytes();
+        flow.pace.take(bytes).await;
+        let data = tokio::select! {
+            data = self.origin.read(chunk, || writer.buffer(index)) => data?,
+            () = flow.cancel.cancelled() => return Err(Error::Cancelled),
+        };
+        flow.advance(bytes);
         Ok(Item::Chunk { index, data, _permit: permit })
     }
 
@@ -265,14 +243,13 @@ impl Source {
             return Ok(None);
         }
         let start = place % self.size_bytes / chunk * chunk;
-        if !self.allocation {
-            return Ok(Some(start / chunk));
-        }
         // From the place to the end, then from the beginning.
         for range in [start..self.size_bytes, 0..start] {
             let mut at = range.start;
             while at < range.end {
-                let spans = self.spans(ALLOCATION, at..range.end, |flags| flags & ALLOC_ZERO == 0).await?;
+                let Some(spans) = self.origin.allocated(at..range.end).await? else {
+                    return Ok(Some(start / chunk));
+                };
                 let found: Vec<&Span> = spans.iter().filter(|span| span.set && span.length > 0).collect();
                 if !found.is_empty() {
                     let span = found[(choice % found.len() as u64) as usize];
@@ -285,10 +262,11 @@ impl Source {
     }
 
     /// Reads whole chunks by number, for the comparison of "clean" regions.
-    pub(super) async fn read_index(&self, index: u64) -> Result<Bytes> {
+    pub(super) async fn read_index(&self, index: u64) -> Result<ChunkBuf> {
         let start = index * u64::from(self.chunk_bytes);
-        let length = u64::from(self.chunk_bytes).min(self.size_bytes - start) as u32;
-        self.client.read(start, length).await.map_err(Error::nbd(format!("re-read {length} bytes at byte {start}")))
+        let length = u64::from(self.chunk_bytes).min(self.size_bytes - start);
+        let chunk = ChunkRead { start, length: length as u32, parts: vec![start..start + length] };
+        self.origin.read(chunk, || vec![0; length as usize]).await
     }
 }
 
@@ -304,12 +282,12 @@ async fn send(sink: &mpsc::Sender<Item>, item: Item) -> Result<()> {
     sink.send(item).await.map_err(|_| Error::Cancelled)
 }
 
-fn drain(writer: DiskWriter, mut items: mpsc::Receiver<Item>) -> Result<DiskWriter> {
+fn drain(writer: &DiskWriter, mut items: mpsc::Receiver<Item>) -> Result<()> {
     while let Some(item) = items.blocking_recv() {
         match item {
             Item::Chunk { index, data, _permit } => writer.put(index, data)?,
             Item::Zero { first, count } => writer.put_zero(first, count)?,
         }
     }
-    Ok(writer)
+    Ok(())
 }

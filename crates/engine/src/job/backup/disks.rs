@@ -91,7 +91,7 @@ async fn store_one(
             Stored { result: blocking(move || Ok(disk.finish()?)).await?, read_bytes, sampled_bytes: 0 }
         }
     };
-    source.client.disconnect().await;
+    source.origin.close().await;
     Ok(DiskRecord {
         target: job.decision.target,
         size_bytes: job.size_bytes,

@@ -18,8 +18,9 @@ use virtward_repo::{Attachment, Writer};
 
 use super::{
     BackupMode, Job, Taken, attach,
-    copy::{ALLOCATION, Flow, Source},
+    copy::{Flow, Source},
     disks::{self, DiskJob},
+    origin::{ALLOCATION, Origin},
     quiesce,
     scratch::Scratch,
     select,
@@ -309,5 +310,6 @@ async fn open(
         checkpoint: checkpoint.filter(|_| decision.trackable).cloned(),
         decision,
     };
-    Ok((disk_job, Source { client, size_bytes, chunk_bytes, allocation }))
+    let origin = Origin::Nbd { client, allocation };
+    Ok((disk_job, Source { origin, size_bytes, chunk_bytes }))
 }

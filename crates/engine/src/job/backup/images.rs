@@ -2,7 +2,8 @@
 //!
 //! A format is never guessed from content alone: a guest that owns a raw disk can write any header into it. The file's
 //! extension and its header must agree, or the operator says which it is. What else an image refers to is checked before
-//! QEMU opens it (`image::chain`). While it is read, QEMU's locks keep every VM from writing to it.
+//! QEMU opens it (`image::chain`); a raw image refers to nothing and is read without QEMU. While an image is read, QEMU's
+//! locks keep every VM from writing to it.
 
 use std::path::{Path, PathBuf};
 
@@ -14,13 +15,18 @@ use virtward_repo::Repository;
 
 use super::{
     BackupOptions, ImageSet,
-    copy::{ALLOCATION, Flow, Source},
+    copy::{Flow, Source},
     disks::{self, DiskJob},
-    kind_of, open_writer, publish,
+    kind_of, open_writer,
+    origin::{ALLOCATION, Origin},
+    publish,
 };
 use crate::{
     Cancel, Error, Event, Observer, Phase, Result,
-    image::chain::{self, Chain},
+    image::{
+        chain::{self, Chain},
+        raw::RawImage,
+    },
     tool::{self, ImageServer},
 };
 
@@ -48,14 +54,9 @@ pub(super) async fn run(
         for below in chain.backing() {
             warnings.push(format!("{target} was read together with its backing file {}", below.display()));
         }
-        let server = ImageServer::start_node(&chain.node(true)?, path, false, None).await?;
-        let client = server.connect(vec![ALLOCATION.to_owned()]).await?;
-        let served = client.info().size_bytes;
-        let size_bytes = chain.raw_bytes().map_or(served, |bytes| bytes.min(served));
-        let chunk_bytes = first_chunk_bytes(size_bytes);
-        let source = Source { client, size_bytes, chunk_bytes, allocation: true };
-        sources.push((disk_job(target, path, format, size_bytes)?, source));
-        servers.push(server);
+        let (source, server) = open(path, &chain).await?;
+        sources.push((disk_job(target, path, format, source.size_bytes)?, source));
+        servers.extend(server);
         chains.push(chain);
     }
     let writer = open_writer(repo, options, cancel).await?;
@@ -97,6 +98,20 @@ pub(super) async fn run(
         warnings,
     };
     publish(writer, point, Vec::new()).await
+}
+
+/// Opens an image and keeps writers away from it; through QEMU unless it is raw.
+async fn open(path: &Path, chain: &Chain) -> Result<(Source, Option<ImageServer>)> {
+    if let Some(path) = chain.raw() {
+        let image = RawImage::open_locked(path)?;
+        let size_bytes = image.size_bytes();
+        return Ok((Source { origin: Origin::Raw(image.into()), size_bytes, chunk_bytes: first_chunk_bytes(size_bytes) }, None));
+    }
+    let server = ImageServer::start_node(&chain.node(true)?, path, false, None).await?;
+    let client = server.connect(vec![ALLOCATION.to_owned()]).await?;
+    let size_bytes = client.info().size_bytes;
+    let origin = Origin::Nbd { client, allocation: true };
+    Ok((Source { origin, size_bytes, chunk_bytes: first_chunk_bytes(size_bytes) }, Some(server)))
 }
 
 /// QEMU reads what is missing at an image's end as zeros and reports nothing; its checker does.

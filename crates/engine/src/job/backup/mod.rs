@@ -15,6 +15,7 @@ mod copy;
 mod disks;
 mod hot;
 mod images;
+mod origin;
 mod quiesce;
 mod scratch;
 mod select;

@@ -20,7 +20,7 @@ use crate::{
     Cancel, Error, Event, Observer, Result,
     image::qcow2::{Qcow2Writer, is_zero},
     job::backup::blocking,
-    tool::{self, ImageServer, Serve},
+    tool::{self, ImageServer},
 };
 
 /// Pieces of a chunk that are tested for zeros on their own, so that a raw file stays sparse.
@@ -140,8 +140,7 @@ pub(super) async fn write_file(job: &DiskJob<'_>, path: &Path, format: DiskForma
             if job.record.root.is_empty() {
                 return sync_file(path).await.map(|()| 0);
             }
-            let serve = Serve { path, format: other.driver(), writable: true, bitmap: None };
-            let server = ImageServer::start(serve).await?;
+            let server = ImageServer::start_writable(path, other.driver()).await?;
             match write_through(&server, job, reader, path).await {
                 Ok(written) => server.stop().await.map(|()| written),
                 Err(error) => {
