@@ -220,6 +220,7 @@ pub mod tests {
             skipped: vec!["sda: CD-ROM".into()],
             tags: Vec::new(),
             warnings: Vec::new(),
+            copied_from: None,
         }
     }
 

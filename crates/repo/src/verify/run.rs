@@ -34,7 +34,7 @@ const GROUP_BYTES_MAX: u64 = 4 << 20;
 
 /// What is found to be bad so far.
 #[derive(Default)]
-pub(super) struct Bad {
+pub(crate) struct Bad {
     /// Packs that are missing or useless as a whole.
     pub packs: HashSet<ObjectId>,
     /// Single records, as pack and offset.
@@ -44,9 +44,15 @@ pub(super) struct Bad {
 }
 
 impl Bad {
+    /// Packs that count as lost with all that is in them.
+    pub fn packs(packs: HashSet<ObjectId>) -> Self {
+        Self { packs, ..Self::default() }
+    }
+    /// Whether a record can be relied on.
     pub fn is_good(&self, pack: &PackInfo, entry: &Entry) -> bool {
         !self.packs.contains(&pack.id()) && !self.records.contains(&(pack.id(), entry.offset))
     }
+    /// Notes what is wrong with an object.
     pub fn object(&mut self, object: impl Into<String>, what: impl Into<String>) {
         self.objects.push(Damage { object: object.into(), what: what.into() });
     }

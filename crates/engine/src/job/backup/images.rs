@@ -94,6 +94,7 @@ pub(super) async fn run(
         skipped: Vec::new(),
         tags: options.tags.clone(),
         warnings,
+        copied_from: None,
     };
     publish(writer, point, Vec::new()).await
 }
