@@ -49,9 +49,8 @@ fn repo_kind(error: &RepoError) -> Kind {
     match error {
         RepoError::NotARepository { .. }
         | RepoError::Replaced { .. }
-        | RepoError::NewerFormat { .. } | RepoError::Unsupported { .. } => {
-            Kind::Repository
-        }
+        | RepoError::NewerFormat { .. }
+        | RepoError::Unsupported { .. } => Kind::Repository,
         RepoError::Io { .. } => Kind::Repository,
         RepoError::AlreadyExists { .. }
         | RepoError::LastKey { .. }
