@@ -11,7 +11,7 @@ use std::{
 
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
-use virtward_decide::pointref;
+use virtward_decide::{pointref, retention::Age};
 use virtward_model::{Bytes, QuiesceRequest};
 use virtward_repo::Compression;
 
@@ -37,6 +37,33 @@ struct File {
     runtime_dir: Option<PathBuf>,
     scratch_dir: Option<PathBuf>,
     backup: BackupDefaults,
+    retention: Retention,
+}
+
+/// `[retention]`: what `backup prune` keeps unless told otherwise on the command line.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Retention {
+    /// Rules, as on the command line.
+    pub keep_last: u32,
+    /// Hours.
+    pub keep_hourly: u32,
+    /// Days.
+    pub keep_daily: u32,
+    /// Weeks.
+    pub keep_weekly: u32,
+    /// Months.
+    pub keep_monthly: u32,
+    /// Years.
+    pub keep_yearly: u32,
+    /// Everything that is not much older than the newest.
+    #[serde(deserialize_with = "age")]
+    pub keep_within: Option<Age>,
+    /// Everything with one of these tags.
+    pub keep_tags: Vec<String>,
+    /// Nothing younger is removed.
+    #[serde(deserialize_with = "age")]
+    pub min_age: Option<Age>,
 }
 
 /// `[backup]`: what `backup run` and `backup image` do unless told otherwise on the command line.
@@ -63,11 +90,25 @@ pub struct BackupDefaults {
 }
 
 /// Every key that the file may have, as it is written there.
-const KEYS: [(&str, &[&str]); 2] = [
-    ("", &["repo", "connect", "password-file", "key-file", "runtime-dir", "scratch-dir", "backup"]),
+const KEYS: [(&str, &[&str]); 3] = [
+    ("", &["repo", "connect", "password-file", "key-file", "runtime-dir", "scratch-dir", "backup", "retention"]),
     (
         "backup",
         &["quiesce", "pre-freeze", "post-thaw", "bandwidth", "compression", "scratch-reserve", "agent-timeout-s"],
+    ),
+    (
+        "retention",
+        &[
+            "keep-last",
+            "keep-hourly",
+            "keep-daily",
+            "keep-weekly",
+            "keep-monthly",
+            "keep-yearly",
+            "keep-within",
+            "keep-tags",
+            "min-age",
+        ],
     ),
 ];
 
@@ -82,6 +123,10 @@ fn size<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Bytes>, D::
         Size::Number(bytes) => Ok(Some(Bytes(bytes))),
         Size::Text(text) => text.parse().map(Some).map_err(serde::de::Error::custom),
     }
+}
+
+fn age<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Age>, D::Error> {
+    String::deserialize(input)?.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 fn compression<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Compression>, D::Error> {
@@ -123,6 +168,8 @@ pub struct Settings {
     pub scratch_dir: Option<PathBuf>,
     /// Defaults of backups.
     pub backup: BackupDefaults,
+    /// Defaults of pruning.
+    pub retention: Retention,
 }
 
 /// Reads the configuration file and settles every setting. `env` answers for environment variables.
@@ -183,6 +230,7 @@ fn settle(
         runtime_dir: file.runtime_dir,
         scratch_dir: file.scratch_dir,
         backup: file.backup,
+        retention: file.retention,
     })
 }
 
@@ -286,6 +334,17 @@ mod tests {
             assert!(failure.message.contains(&format!("line {line}: ")), "{failure}");
             assert!(failure.message.contains(word), "{failure}");
         }
+    }
+
+    #[test]
+    fn retention_defaults_are_read() {
+        let text = "[retention]\nkeep-daily = 7\nkeep-within = \"30d\"\nkeep-tags = [\"gold\"]\nmin-age = \"12h\"";
+        let retention = settled(&Global::default(), &[], text).unwrap().retention;
+        assert_eq!((retention.keep_daily, retention.keep_last), (7, 0));
+        assert_eq!(retention.keep_within.unwrap().to_string(), "30d");
+        assert_eq!((retention.keep_tags, retention.min_age.unwrap().to_string()), (vec!["gold".into()], "12h".into()));
+        let failure = settled(&Global::default(), &[], "[retention]\nkeep-within = \"6m\"").unwrap_err();
+        assert!(failure.message.contains("line 2") && failure.message.contains("6mo"), "{failure}");
     }
 
     #[test]

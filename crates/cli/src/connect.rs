@@ -1,18 +1,19 @@
 //! Opening what commands work on: the repository and the hypervisor. Blocking work leaves the async side here.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use jiff::tz::TimeZone;
 use virtward_decide::pointref;
 use virtward_engine::{Dirs, Env};
 use virtward_hypervisor::{Hypervisor, libvirt::Libvirt};
 use virtward_model::RestorePoint;
-use virtward_repo::{Error as RepoError, Repository, Store, store};
+use virtward_repo::{Error as RepoError, KeyInfo, Repository, Secret, Store, store};
 
 use crate::{
     app::App,
     exit::{Failure, Kind},
     out, render, secret,
+    view::Holds,
 };
 
 /// Runs blocking work on a thread of its own.
@@ -45,18 +46,23 @@ pub fn store(app: &App) -> Result<Arc<dyn Store>, Failure> {
 
 /// Opens the repository with whatever secret was named, lies in the default place, or is typed.
 pub async fn repository(app: &App) -> Result<Repository, Failure> {
+    repository_and_secret(app).await.map(|(repository, _)| repository)
+}
+
+/// The same, with the secret that opened it.
+pub async fn repository_and_secret(app: &App) -> Result<(Repository, Secret), Failure> {
     let location = app.settings.repo.clone();
     let store = self::store(app)?;
     let found = secret::find(app)?;
     let (first, by_default, origin) = (found.secret, found.by_default, found.origin);
-    let attempt = store.clone();
-    let opened = blocking(move || Ok(Repository::open(attempt, &first))).await?;
+    let (attempt, secret) = (store.clone(), first.clone());
+    let opened = blocking(move || Ok(Repository::open(attempt, &secret))).await?;
     match opened {
-        Ok(repository) => Ok(repository),
+        Ok(repository) => Ok((repository, first)),
         Err(RepoError::WrongSecret { .. }) if by_default && out::can_ask() => {
             app.progress.note(&format!("{origin} does not open {location}"));
             let typed = secret::typed(&format!("Password of {location}: "))?;
-            blocking(move || Ok(Repository::open(store, &typed.secret)?)).await
+            blocking(move || Ok((Repository::open(store, &typed.secret)?, typed.secret))).await
         }
         Err(error @ RepoError::WrongSecret { .. }) => {
             let hint = format!("{origin} was tried; name another one with --password-file or --key-file");
@@ -64,6 +70,55 @@ pub async fn repository(app: &App) -> Result<Repository, Failure> {
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Opens another repository: with its own secret if one was named, else with the one that opened the first.
+pub async fn other(app: &App, location: &str, own: &OtherSecret, first: Secret) -> Result<Repository, Failure> {
+    let (secret, origin) = match (&own.password_file, &own.key_file) {
+        (Some(path), _) => secret::password_file(app, path).map(|found| (found.secret, found.origin))?,
+        (None, Some(path)) => secret::key_file(app, path).map(|found| (found.secret, found.origin))?,
+        (None, None) => (first, format!("the secret of {}", app.settings.repo)),
+    };
+    let store = store::open(location)?;
+    match blocking(move || Ok(Repository::open(store, &secret))).await? {
+        Err(error @ RepoError::WrongSecret { .. }) => {
+            let hint = format!("{origin} was tried; name another one with {}", own.flags);
+            Err(Failure::from(error).hint(hint))
+        }
+        opened => Ok(opened?),
+    }
+}
+
+/// What opens another repository, as far as it was said.
+pub struct OtherSecret {
+    /// File with its password.
+    pub password_file: Option<PathBuf>,
+    /// Its key file.
+    pub key_file: Option<PathBuf>,
+    /// The flags that name them, for messages.
+    pub flags: &'static str,
+}
+
+/// Fails with the names of keys that would do if the key in use can write and not read.
+pub async fn readable(repository: &Repository) -> Result<(), Failure> {
+    if repository.can_restore() {
+        return Ok(());
+    }
+    let listing = repository.clone();
+    let keys = blocking(move || Ok(listing.list_keys()?)).await?;
+    let name = |key: &KeyInfo| match &*key.label {
+        "" => format!("{} ({})", key.id, render::word(&key.kind)),
+        label => format!("{label:?} ({}, {})", render::word(&key.kind), key.id),
+    };
+    let full: Vec<String> = keys.iter().filter(|key| !key.write_only).map(name).collect();
+    Err(Failure::new(Kind::WrongSecret, "the key in use can write backups and not read them")
+        .hint(format!("use one of these keys: {}", full.join(", "))))
+}
+
+/// All holds. One that cannot be read holds too, and is warned of by `repo check`.
+pub async fn holds(repository: &Repository) -> Result<Holds, Failure> {
+    let repository = repository.clone();
+    blocking(move || Ok(repository.holds()?)).await
 }
 
 /// Every restore point that can be read, oldest first. The others are warned of.

@@ -52,10 +52,16 @@ fn repo_kind(error: &RepoError) -> Kind {
         | RepoError::NewerFormat { .. }
         | RepoError::Unsupported { .. } => Kind::Repository,
         RepoError::Io { .. } => Kind::Repository,
-        RepoError::AlreadyExists { .. } | RepoError::LastKey { .. } => Kind::Refused,
+        RepoError::AlreadyExists { .. }
+        | RepoError::LastKey { .. }
+        | RepoError::KeysLeft { .. }
+        | RepoError::Held { .. } => Kind::Refused,
         RepoError::WrongSecret { .. } | RepoError::BadSecret { .. } | RepoError::KeyNotHeld { .. } => Kind::WrongSecret,
         RepoError::NoKey { .. } | RepoError::NoPoint { .. } => Kind::NotFound,
-        RepoError::Damaged { .. } | RepoError::Missing { .. } | RepoError::CannotCollect { .. } => Kind::Damaged,
+        RepoError::Damaged { .. }
+        | RepoError::Missing { .. }
+        | RepoError::CannotCollect { .. }
+        | RepoError::Unrecoverable { .. } => Kind::Damaged,
         RepoError::StorageFull { .. } => Kind::StorageFull,
         RepoError::PermissionDenied { .. } => Kind::PermissionDenied,
         RepoError::Cancelled => Kind::Cancelled,

@@ -1,12 +1,16 @@
 //! Restore points as they leave the program: one JSON shape for `backup run`, `image`, `list` and `show`, and tables.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 use virtward_decide::pointref;
 use virtward_model::{
-    BackupKind, Bytes, DiskRecord, PointId, QuiesceOutcome, QuiesceRequest, RestorePoint, SourceKind, TrackingState,
+    BackupKind, Bytes, CopiedFrom, DiskRecord, PointId, QuiesceOutcome, QuiesceRequest, RestorePoint, SourceKind,
+    TrackingState,
 };
+use virtward_repo::Hold;
 
 use crate::render::{self, Table};
 
@@ -29,6 +33,8 @@ pub struct PointView<'a> {
     skipped: &'a [String],
     tags: &'a [String],
     warnings: &'a [String],
+    held: Option<&'a str>,
+    copied_from: Option<&'a CopiedFrom>,
 }
 
 #[derive(Debug, Serialize)]
@@ -79,9 +85,22 @@ impl<'a> From<&'a RestorePoint> for PointView<'a> {
             skipped: &point.skipped,
             tags: &point.tags,
             warnings: &point.warnings,
+            held: None,
+            copied_from: point.copied_from.as_ref(),
         }
     }
 }
+
+impl<'a> PointView<'a> {
+    /// Says why it is held, if it is.
+    pub fn held(mut self, holds: &'a Holds) -> Self {
+        self.held = holds.get(&self.id).map(|hold| &*hold.reason);
+        self
+    }
+}
+
+/// Holds by restore point.
+pub type Holds = BTreeMap<PointId, Hold>;
 
 impl<'a> From<&'a DiskRecord> for DiskView<'a> {
     fn from(disk: &'a DiskRecord) -> Self {
@@ -113,8 +132,9 @@ fn sum(point: &RestorePoint, of: impl Fn(&DiskRecord) -> u64) -> Bytes {
 }
 
 /// Restore points as a table, in the order given. Ids are shortened as far as they stay unique among `all`.
-pub fn list(points: &[&RestorePoint], all: &[RestorePoint], now: Timestamp) -> Table {
-    let mut table = Table::new(&["ID", "VM", "TAKEN", "AGE", "KIND", "SOURCE", "QUIESCE", ">SIZE", ">READ", ">STORED"]);
+pub fn list(points: &[&RestorePoint], all: &[RestorePoint], holds: &Holds, now: Timestamp) -> Table {
+    let mut table =
+        Table::new(&["ID", "VM", "TAKEN", "AGE", "KIND", "SOURCE", "QUIESCE", ">SIZE", ">READ", ">STORED", "HELD"]);
     for point in points {
         table.row([
             pointref::short_id(all, point),
@@ -127,6 +147,7 @@ pub fn list(points: &[&RestorePoint], all: &[RestorePoint], now: Timestamp) -> T
             sum(point, |disk| disk.size_bytes).to_string(),
             sum(point, |disk| disk.read_bytes).to_string(),
             sum(point, |disk| disk.stored_bytes).to_string(),
+            holds.get(&point.id).map(|hold| hold.reason.clone()).unwrap_or_default(),
         ]);
     }
     table
@@ -220,6 +241,7 @@ pub mod tests {
             skipped: vec!["sda: CD-ROM".into()],
             tags: Vec::new(),
             warnings: Vec::new(),
+            copied_from: None,
         }
     }
 
@@ -237,7 +259,7 @@ pub mod tests {
                 r#""chunk_bytes":1048576,"format":"qcow2","source":"/images/web1.qcow2"}],"#,
                 r#""uuid":"00000000-0000-0000-0000-000000000001","host":"h1","source":"hot","#,
                 r#""taken":"2026-11-22T10:00:00Z","duration_ms":1500,"parent":null,"#,
-                r#""skipped":["sda: CD-ROM"],"tags":[],"warnings":[]}"#
+                r#""skipped":["sda: CD-ROM"],"tags":[],"warnings":[],"held":null,"copied_from":null}"#
             )
         );
     }

@@ -3,4 +3,5 @@
 
 pub mod pointref;
 pub mod readplan;
+pub mod retention;
 pub mod tracking;

@@ -322,6 +322,7 @@ mod tests {
             skipped: Vec::new(),
             tags: Vec::new(),
             warnings: Vec::new(),
+            copied_from: None,
         }
     }
 

@@ -7,8 +7,8 @@ pub mod units;
 pub mod vm;
 
 pub use point::{
-    BackupKind, DiskRecord, PointId, QuiesceOutcome, QuiesceRecord, QuiesceRequest, RestorePoint, SourceKind,
-    TrackingRecord, TrackingState,
+    BackupKind, CopiedFrom, DiskRecord, PointId, QuiesceOutcome, QuiesceRecord, QuiesceRequest, RestorePoint,
+    SourceKind, TrackingRecord, TrackingState,
 };
 pub use units::Bytes;
 pub use vm::{Disk, DiskDevice, DiskSource, Vm, VmState};

@@ -190,6 +190,16 @@ pub struct DiskRecord {
     pub tracking: TrackingRecord,
 }
 
+/// The restore point that a copy was made of. A copy of a copy names the first one, so that all copies of a restore point
+/// know each other.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CopiedFrom {
+    /// Identity of the repository that it was made in: 32 hex digits.
+    pub repository: String,
+    /// Its identity there.
+    pub point: PointId,
+}
+
 /// A restore point as it is kept in the repository and shown to people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestorePoint {
@@ -227,6 +237,9 @@ pub struct RestorePoint {
     /// Things the operator should know (CBT sample mismatch, freeze failed …).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Where it was made, if it was copied here from another repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied_from: Option<CopiedFrom>,
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::{io, sync::Arc};
 
 use virtward_model::PointId;
 
+use crate::verify::DamagedPoint;
+
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -77,11 +79,33 @@ pub enum Error {
         /// The slot asked for.
         slot: String,
     },
+    /// Keys whose secrets are not at hand would be left behind by a rotation.
+    #[error(
+        "these keys cannot be given the new generation without their secrets: {keys}; give their secrets too, or drop them"
+    )]
+    KeysLeft {
+        /// The slots, for people.
+        keys: String,
+    },
     /// No such restore point.
     #[error("there is no restore point {id}; `virtward backup list` shows them")]
     NoPoint {
         /// The point asked for.
         id: PointId,
+    },
+    /// The restore point must not go.
+    #[error("restore point {id} is held ({reason}); `virtward backup hold remove {id}` ends the hold")]
+    Held {
+        /// The point.
+        id: PointId,
+        /// Why it is held.
+        reason: String,
+    },
+    /// A deleted restore point has lost something that it needs.
+    #[error("restore point {} cannot be recovered: {}", lost.id, lost.summary())]
+    Unrecoverable {
+        /// What is gone.
+        lost: Box<DamagedPoint>,
     },
     /// The base of an incremental disk cannot be used; back the disk up without a base.
     #[error("the earlier state of this disk cannot serve as a base: {why}")]

@@ -11,10 +11,12 @@ mod direct;
 mod error;
 pub mod format;
 mod gc;
+mod hold;
 mod index;
 mod keys;
 mod lease;
 mod manifest;
+mod mirror;
 mod pack;
 #[cfg(test)]
 mod parsers_test;
@@ -23,6 +25,7 @@ mod progress;
 mod reader;
 mod repository;
 pub mod store;
+mod trash;
 mod util;
 mod verify;
 mod writer;
@@ -31,14 +34,20 @@ pub use direct::DirectFile;
 pub use error::{Error, Result};
 pub use format::{CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ObjectId};
 pub use gc::{GRACE_DEFAULT, GcOptions, GcReport};
-pub use keys::{KdfCost, KeyInfo, KeyKind, Secret};
+pub use hold::Hold;
+pub use keys::{KdfCost, KeyInfo, KeyKind, RotateOptions, Rotated, Secret};
 pub use manifest::point::Attachment;
+pub use mirror::{
+    heal::HealReport,
+    send::{CopiedPoint, CopyReport},
+};
 pub use pack::codec::Compression;
 pub use points::{Info, PointList};
 pub use progress::Progress;
 pub use reader::{DiskReader, Extent, RestoreOptions, RestoreStats};
 pub use repository::{InitOptions, Repository};
 pub use store::Store;
+pub use trash::{DeletedPoint, DeletedPoints};
 pub use verify::{
     CheckReport, CiphertextReport, Damage, DamagedDisk, DamagedPoint, VerifyMode, VerifyOptions, VerifyReport,
     verify_ciphertext,

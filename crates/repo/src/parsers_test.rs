@@ -51,7 +51,9 @@ fn entry(id: u8) -> Entry {
 fn valid() -> Vec<Vec<u8>> {
     let config = Config::new();
     let ring = KeyRing::generate(config.repository);
-    let (_, slot) = slot::create(&config, &ring, &Secret::password("x"), "l", KdfCost::weak_for_tests()).unwrap();
+    let (_, slot) =
+        slot::create(ObjectId::random(), &config, &ring, &Secret::password("x"), "l", KdfCost::weak_for_tests())
+            .unwrap();
     let (header, _) = Header::create(&ring, PackClass::Data, ObjectId::random(), 3).unwrap();
     let footer = Footer { table_offset: 372, table_bytes: 56, records: 1, sum: [1; 32] };
     let info = PackInfo { header: header.clone(), footer };

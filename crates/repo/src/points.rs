@@ -1,4 +1,4 @@
-//! Restore points of an open repository: list, look up, delete, attachments, and the figures of `repo info`.
+//! Restore points of an open repository: list, look up, attachments, and the figures of `repo info`.
 
 use std::sync::Arc;
 
@@ -13,7 +13,6 @@ use crate::{
     manifest::point::{self, Attachment, PointRecord},
     pack::PackClass,
     repository::Repository,
-    store::put_new,
     util::lock,
 };
 
@@ -125,22 +124,6 @@ impl Repository {
             stream.extend_from_slice(&self.inner.read_record(chunk)?);
         }
         point::decode_attachments(&stream).map_err(|e| e.at(names::point(id)))
-    }
-
-    /// Deletes a restore point. Its object goes to the trash, from where it can be recovered until the space is
-    /// collected; what only it referred to becomes garbage.
-    pub fn delete_point(&self, id: PointId) -> Result<()> {
-        let name = names::point(id);
-        let bytes = match self.inner.get_small(&name) {
-            Err(Error::Missing { .. }) => return Err(Error::NoPoint { id }),
-            other => other?,
-        };
-        // If it was deleted and recovered before, its age in the trash counts from now.
-        self.inner.store.delete(&names::trash(id))?;
-        put_new(&*self.inner.store, &names::trash(id), &bytes)?;
-        self.inner.store.delete(&name)?;
-        lock(&self.inner.points).remove(&id);
-        Ok(())
     }
 
     /// The figures of the repository. Reads the whole index.

@@ -117,7 +117,7 @@ impl Repository {
             true => KeyRing::generate_sealing(config.repository),
             false => KeyRing::generate(config.repository),
         };
-        let (info, bytes) = slot::create(&config, &ring, secret, &options.label, options.kdf)?;
+        let (info, bytes) = slot::create(ObjectId::random(), &config, &ring, secret, &options.label, options.kdf)?;
         put_new(&*store, &names::key(&info.id), &bytes)?;
         let encoded = config.encode();
         match store.put_if_absent(names::CONFIG, &encoded)? {
@@ -135,8 +135,13 @@ impl Repository {
 
     /// Opens a repository. Reads little more than the key slots; the index follows when it is needed.
     pub fn open(store: Arc<dyn Store>, secret: &Secret) -> Result<Self> {
-        let slots = read_slots(&*store)?;
+        let mut slots = read_slots(&*store)?;
         let config = read_config(&*store, &slots)?;
+        // A rotation that was interrupted leaves two slots for one secret: the newer one opens more.
+        slots.sort_by_cached_key(|(name, bytes)| {
+            let info = bytes.as_ref().ok().and_then(|bytes| slot::describe(name, bytes).ok());
+            std::cmp::Reverse(info.map_or(0, |(info, _)| info.generation))
+        });
         let mut failed = None;
         let mut tried = 0;
         for (name, bytes) in slots {
@@ -201,12 +206,14 @@ impl Repository {
     }
 
     /// Adds a key slot that opens everything but the data: its holder can back up, list and verify ciphertext, and cannot
-    /// read a disk. Only for a repository that was created `sealed`.
+    /// read a disk. Only for a repository that was created `sealed`, or whose keys were rotated so.
     pub fn add_write_only_key(&self, secret: &Secret, label: &str, cost: KdfCost) -> Result<KeyInfo> {
         let ring = self.inner.ring.write_only();
         if !ring.can_write_data() {
             return Err(Error::Unsupported {
-                what: "write-only keys need a repository that was created with sealed data".into(),
+                what: "write-only keys need a repository whose data is sealed to a public key; \
+                       `virtward repo key rotate --sealed` makes it one"
+                    .into(),
             });
         }
         self.add_slot(&ring, secret, label, cost)
@@ -214,7 +221,7 @@ impl Repository {
 
     fn add_slot(&self, ring: &KeyRing, secret: &Secret, label: &str, cost: KdfCost) -> Result<KeyInfo> {
         let Inner { store, config, .. } = &*self.inner;
-        let (info, bytes) = slot::create(config, ring, secret, label, cost)?;
+        let (info, bytes) = slot::create(ObjectId::random(), config, ring, secret, label, cost)?;
         put_new(&**store, &names::key(&info.id), &bytes)?;
         Ok(info)
     }

@@ -28,6 +28,7 @@ pub enum Kind {
     Point = 3,
     Epoch = 4,
     Lease = 5,
+    Hold = 6,
 }
 
 /// A parsed envelope.

@@ -16,6 +16,8 @@ pub const INDEX: &str = "index/";
 pub const POINTS: &str = "points/";
 /// Deleted restore points, until they are collected.
 pub const TRASH: &str = "trash/";
+/// Holds on restore points.
+pub const HOLDS: &str = "holds/";
 /// Epochs with the packs that each condemns.
 pub const EPOCHS: &str = "epochs/";
 /// Leases of writers.
@@ -45,6 +47,10 @@ pub fn point(id: impl std::fmt::Display) -> String {
 /// Deleted restore point.
 pub fn trash(id: impl std::fmt::Display) -> String {
     format!("{TRASH}{id}")
+}
+/// Hold on a restore point.
+pub fn hold(id: impl std::fmt::Display) -> String {
+    format!("{HOLDS}{id}")
 }
 /// Epoch, as 16 hex digits so that names sort as numbers.
 pub fn epoch(number: u64) -> String {

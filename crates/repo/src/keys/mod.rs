@@ -6,6 +6,7 @@
 //! data keys can be rotated without touching packs.
 
 pub mod ring;
+pub mod rotate;
 pub mod slot;
 
 use std::{fmt, fs::File, io::Read, path::Path};
@@ -15,6 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
 pub use ring::{Class, KeyRing};
+pub use rotate::{RotateOptions, Rotated};
 pub use slot::{KeyInfo, KeyKind};
 
 const KEY_FILE_BYTES_MIN: usize = 32;

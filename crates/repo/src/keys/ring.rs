@@ -89,6 +89,29 @@ impl KeyRing {
         ring
     }
 
+    /// The newest generation of its keys.
+    pub fn generation(&self) -> u32 {
+        self.entries.iter().filter(|e| e.class != Class::Id).map(|e| e.generation).max().unwrap_or(1)
+    }
+
+    /// All keys of this ring and fresh ones of the next generation for what is written from now on. The id key stays:
+    /// with another one nothing that is stored would be found again. `sealed` makes the new data key an X25519 pair; once
+    /// it is one it stays one.
+    pub fn rotated(&self, sealed: bool) -> Result<Self> {
+        let too_many = || Error::Unsupported { what: "the keys were rotated too often for one key slot".into() };
+        let generation = self.generation().checked_add(1).ok_or_else(too_many)?;
+        let was_sealed = self.newest(Class::Data).is_some_and(|e| e.form == Form::X25519Public);
+        let mut fresh = match sealed || was_sealed {
+            true => Self::generate_sealing(self.repository),
+            false => Self::generate(self.repository),
+        };
+        fresh.entries.retain(|e| e.class != Class::Id);
+        fresh.entries.iter_mut().for_each(|e| e.generation = generation);
+        let mut ring = self.clone();
+        ring.entries.append(&mut fresh.entries);
+        if ring.entries.len() > ENTRIES_MAX { Err(too_many()) } else { Ok(ring) }
+    }
+
     fn from_entries(repository: ObjectId, entries: Vec<Entry>) -> Result<Self, Malformed> {
         let id = entries.iter().find(|e| e.class == Class::Id).ok_or(Malformed("it holds no id key"))?;
         let chunk_key = derive("chunk ids", &id.key, &[&repository.0]);

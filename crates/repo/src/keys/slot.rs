@@ -37,6 +37,10 @@ pub struct KeyInfo {
     pub label: String,
     /// When it was made.
     pub created: Timestamp,
+    /// Newest generation of the keys in it.
+    pub generation: u32,
+    /// Whether its holder can write and not read data.
+    pub write_only: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,6 +55,14 @@ struct Header {
     salt: ChunkId,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     argon2id: Option<KdfCost>,
+    #[serde(default = "first_generation")]
+    generation: u32,
+    #[serde(default)]
+    write_only: bool,
+}
+
+fn first_generation() -> u32 {
+    1
 }
 
 const LABEL_BYTES_MAX: usize = 200;
@@ -75,8 +87,9 @@ fn kek(secret: &Secret, header: &Header) -> Result<Option<Key>, Malformed> {
     Ok(Some(derive("key slot", &material, &info)))
 }
 
-/// Makes a slot; returns its description and its object.
+/// Makes a slot with an id; returns its description and its object.
 pub fn create(
+    slot: ObjectId,
     config: &Config,
     ring: &KeyRing,
     secret: &Secret,
@@ -95,13 +108,15 @@ pub fn create(
     };
     let header = Header {
         config: config.clone(),
-        slot: ObjectId::random(),
+        slot,
         kind,
         label: label.into(),
         slot_created: Timestamp::now(),
         cipher: Cipher::preferred(),
         salt: ChunkId(random()),
         argon2id,
+        generation: ring.generation(),
+        write_only: !ring.can_read_data(),
     };
     let name = names::key(&header.slot);
     let kek = kek(secret, &header).map_err(|e| e.at(&*name))?.expect("the kind was taken from the secret");
@@ -112,7 +127,14 @@ pub fn create(
 }
 
 fn info(header: &Header) -> KeyInfo {
-    KeyInfo { id: header.slot, kind: header.kind, label: header.label.clone(), created: header.slot_created }
+    KeyInfo {
+        id: header.slot,
+        kind: header.kind,
+        label: header.label.clone(),
+        created: header.slot_created,
+        generation: header.generation,
+        write_only: header.write_only,
+    }
 }
 
 fn parse<'a>(name: &str, bytes: &'a [u8]) -> Result<(envelope::Envelope<'a>, Header)> {
@@ -129,6 +151,11 @@ fn parse<'a>(name: &str, bytes: &'a [u8]) -> Result<(envelope::Envelope<'a>, Hea
 pub fn describe(name: &str, bytes: &[u8]) -> Result<(KeyInfo, Config)> {
     let (_, header) = parse(name, bytes)?;
     Ok((info(&header), header.config))
+}
+
+/// What a password for this slot costs, if it takes one.
+pub fn cost(name: &str, bytes: &[u8]) -> Result<Option<KdfCost>> {
+    Ok(parse(name, bytes)?.1.argon2id)
 }
 
 /// The keys behind a slot, or `None` if the secret does not open it.

@@ -1,5 +1,6 @@
-//! What a restore point holds: its record ([`point`]) and, per disk, a tree of pages ([`page`], [`tree`], [`edit`]).
+//! What a restore point holds: its record ([`point`]) and, per disk, a tree of pages ([`page`], [`tree`], [`edit`], [`diff`]).
 
+pub mod diff;
 pub mod edit;
 pub mod page;
 pub mod point;

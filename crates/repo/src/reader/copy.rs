@@ -18,7 +18,6 @@ use crate::{
     error::{Error, Result},
     format::ChunkId,
     index::Location,
-    manifest::FANOUT,
     pack::{Entry, PackInfo, read::decode_record},
     progress::Progress,
     util::{Permits, default_threads, lock},
@@ -102,7 +101,7 @@ impl DiskReader {
             fetches: AtomicU64::new(0),
         };
         if let Some(progress) = options.progress {
-            progress.total(self.data_bytes()?);
+            progress.total(self.zeroed(&mut |_| Ok(()))?);
         }
         std::thread::scope(|scope| {
             for _ in 0..in_flight {
@@ -157,19 +156,17 @@ impl<S: Fn(u64, &[u8]) -> io::Result<()> + Sync + ?Sized> Copy<'_, S> {
     }
 
     fn plan_window(&self, plan: &mut Plan) -> Result<()> {
-        let DiskReader { tree, repo, .. } = self.reader;
+        let repo = &self.reader.repo;
         let mut uses: HashMap<ChunkId, Vec<u64>> = HashMap::new();
         let mut places: Vec<Location> = Vec::new();
         for _ in 0..WINDOW_LEAVES {
-            let Some((leaf, page)) = tree.next_leaf(&*repo.inner, plan.next_leaf)? else { break };
+            let Some((leaf, chunks)) = self.reader.next_to_copy(plan.next_leaf)? else { break };
             plan.next_leaf = leaf + 1;
-            for (place, r) in page.refs.iter().enumerate() {
-                let index = leaf * FANOUT + place as u64;
-                let Some(r) = r.filter(|_| index < tree.chunks) else { continue };
-                match uses.entry(r.id) {
+            for (index, id) in chunks {
+                match uses.entry(id) {
                     hash_map::Entry::Occupied(mut seen) => seen.get_mut().push(index),
                     hash_map::Entry::Vacant(new) => {
-                        places.push(repo.inner.index.locate(&r.id)?);
+                        places.push(repo.inner.index.locate(&id)?);
                         new.insert(vec![index]);
                     }
                 }
@@ -230,7 +227,7 @@ impl<S: Fn(u64, &[u8]) -> io::Result<()> + Sync + ?Sized> Copy<'_, S> {
     fn give(&self, index: u64, plain: &[u8]) -> Result<()> {
         self.status()?;
         let offset = index * u64::from(self.reader.chunk_bytes);
-        let room = (self.reader.size_bytes - offset).min(u64::from(self.reader.chunk_bytes)) as usize;
+        let room = self.reader.room(index);
         let bytes = &plain[..plain.len().min(room)];
         (self.sink)(offset, bytes).map_err(|e| Error::io("write", "the restored disk", e))?;
         self.written.fetch_add(bytes.len() as u64, Relaxed);

@@ -13,7 +13,10 @@ pub use copy::{RestoreOptions, RestoreStats};
 use crate::{
     error::{Error, Result},
     format::ChunkId,
-    manifest::{FANOUT, Tree},
+    manifest::{
+        FANOUT, Tree,
+        diff::{Since, changed_leaf, leaf_changes},
+    },
     repository::Repository,
     util::{Cache, lock},
 };
@@ -27,6 +30,8 @@ pub struct DiskReader {
     tree: Tree,
     size_bytes: u64,
     chunk_bytes: u32,
+    /// Copying leaves out what was the same then.
+    since: Option<Since>,
     chunks: Mutex<Cache<ChunkId, Arc<Vec<u8>>>>,
 }
 
@@ -48,6 +53,7 @@ impl Repository {
             tree,
             size_bytes: disk.size_bytes,
             chunk_bytes: disk.chunk_bytes,
+            since: None,
             chunks: Mutex::new(Cache::new(CACHED_CHUNKS)),
         })
     }
@@ -101,6 +107,49 @@ impl DiskReader {
     /// The ranges that may hold data, in order; neighbours are joined within a page of 256 chunks and beyond.
     pub fn data_extents(&self) -> impl Iterator<Item = Result<Extent>> + '_ {
         Extents { reader: self, next_leaf: 0, queued: Vec::new().into_iter(), joined: None, failed: false }
+    }
+
+    /// Makes [`DiskReader::copy_to`] give only chunks that differ from an earlier state with chunks of the same size.
+    pub(crate) fn since(&mut self, base: &DiskRecord, disk: &DiskRecord) -> Result<()> {
+        self.since = Some(Since::new(base, disk)?);
+        Ok(())
+    }
+
+    /// The first leaf at or after `from` that has chunks to copy, with their indexes and ids.
+    fn next_to_copy(&self, from: u64) -> Result<Option<(u64, Vec<(u64, ChunkId)>)>> {
+        let (pages, tree) = (&*self.repo.inner, &self.tree);
+        if let Some(since) = &self.since {
+            let Some(leaf) = changed_leaf(pages, tree, since, from)? else { return Ok(None) };
+            let changes = leaf_changes(pages, tree, since, leaf)?;
+            return Ok(Some((leaf, changes.into_iter().filter_map(|(index, id)| Some((index, id?))).collect())));
+        }
+        let Some((leaf, page)) = tree.next_leaf(pages, from)? else { return Ok(None) };
+        let chunks = page.refs.iter().enumerate();
+        let chunks = chunks.filter_map(|(place, r)| Some((leaf * FANOUT + place as u64, (*r)?.id)));
+        Ok(Some((leaf, chunks.filter(|(index, _)| *index < tree.chunks).collect())))
+    }
+
+    /// Tells of every chunk that was data in the earlier state and is zero now, and counts the bytes of the others that
+    /// changed. Reads pages only.
+    pub(crate) fn zeroed(&self, each: &mut dyn FnMut(u64) -> Result<()>) -> Result<u64> {
+        let Some(since) = &self.since else { return self.data_bytes() };
+        let (mut from, mut bytes) = (0, 0);
+        while let Some(leaf) = changed_leaf(&*self.repo.inner, &self.tree, since, from)? {
+            for (index, id) in leaf_changes(&*self.repo.inner, &self.tree, since, leaf)? {
+                match id {
+                    Some(_) => bytes += self.room(index) as u64,
+                    None => each(index)?,
+                }
+            }
+            from = leaf + 1;
+        }
+        Ok(bytes)
+    }
+
+    /// Bytes that the disk has at the place of a chunk.
+    fn room(&self, index: u64) -> usize {
+        let begin = index.saturating_mul(self.chunk_bytes.into());
+        self.size_bytes.saturating_sub(begin).min(self.chunk_bytes.into()) as usize
     }
 
     /// Bytes of the disk that may be other than zero.

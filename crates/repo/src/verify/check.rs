@@ -88,6 +88,11 @@ impl Repository {
                 Err(e) => report.bad(name, describe(&e)),
             }
         }
+        for (id, hold) in self.holds()? {
+            if let Some(error) = hold.damage {
+                report.bad(names::hold(id), describe(&error));
+            }
+        }
         if let Err(e) = newest_epoch(store, &self.inner.ring) {
             report.bad(names::EPOCHS, e.to_string());
         }

@@ -106,6 +106,7 @@ impl Run<'_> {
             "config" => self.envelope(object, Kind::Config),
             "keys" => self.envelope(object, Kind::KeySlot),
             "points" | "trash" => self.envelope(object, Kind::Point),
+            "holds" => self.envelope(object, Kind::Hold),
             "epochs" => self.envelope(object, Kind::Epoch),
             "leases" if object.name.ends_with(".end") => Ok(()),
             "leases" => self.envelope(object, Kind::Lease),

@@ -15,13 +15,15 @@ use crate::{
     repository::Repository,
 };
 
-pub(super) struct Impact<'a> {
+/// Finds what is lost if everything in some packs and records is.
+pub(crate) struct Impact<'a> {
     repo: &'a Repository,
     bad: &'a Bad,
     clean: HashSet<(ChunkId, u8)>,
 }
 
 impl<'a> Impact<'a> {
+    /// Of a repository whose index is up to date.
     pub fn new(repo: &'a Repository, bad: &'a Bad) -> Self {
         Self { repo, bad, clean: HashSet::new() }
     }
@@ -62,11 +64,13 @@ impl<'a> Impact<'a> {
         Ok(damaged)
     }
 
-    fn is_there(&self, id: &ChunkId) -> Result<bool> {
+    /// Whether a chunk or page has a place that is not bad.
+    pub fn is_there(&self, id: &ChunkId) -> Result<bool> {
         Ok(self.repo.inner.index.lookup(id, &|pack, entry| self.bad.is_good(pack, entry))?.is_some())
     }
 
-    fn disk(&mut self, disk: &DiskRecord) -> Result<Vec<Range<u64>>> {
+    /// The byte ranges of a disk that are lost, in order.
+    pub fn disk(&mut self, disk: &DiskRecord) -> Result<Vec<Range<u64>>> {
         let tree = match Tree::parse(&disk.root, disk.size_bytes, disk.chunk_bytes) {
             Ok(tree) => tree,
             Err(_) => return Ok(std::iter::once(0..disk.size_bytes).collect()),

@@ -14,6 +14,8 @@ use virtward_model::PointId;
 
 pub use check::CheckReport;
 pub use ciphertext::{CiphertextReport, verify_ciphertext};
+pub(crate) use impact::Impact;
+pub(crate) use run::Bad;
 
 /// How deep to look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +74,19 @@ pub struct DamagedPoint {
     pub disks: Vec<DamagedDisk>,
     /// Whether domain XML, NVRAM or TPM state are affected.
     pub attachments: bool,
+}
+
+impl DamagedPoint {
+    /// One line: which disks, and how many bytes of each.
+    pub fn summary(&self) -> String {
+        let disk = |disk: &DamagedDisk| {
+            let lost: u64 = disk.ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum();
+            format!("{lost} bytes of {}", disk.target)
+        };
+        let attachments = self.attachments.then(|| "the definition and firmware state".to_owned());
+        let parts: Vec<String> = self.disks.iter().map(disk).chain(attachments).collect();
+        format!("{} are gone from the repository", parts.join(", "))
+    }
 }
 
 /// Outcome of a verification.

@@ -34,19 +34,27 @@ const GROUP_BYTES_MAX: u64 = 4 << 20;
 
 /// What is found to be bad so far.
 #[derive(Default)]
-pub(super) struct Bad {
+pub(crate) struct Bad {
     /// Packs that are missing or useless as a whole.
     pub packs: HashSet<ObjectId>,
     /// Single records, as pack and offset.
     pub records: HashSet<(ObjectId, u32)>,
     /// Objects, for people.
     pub objects: Vec<Damage>,
+    /// Condemned packs that are gone: damage only if restore points are.
+    pub collected: Vec<Damage>,
 }
 
 impl Bad {
+    /// Packs that count as lost with all that is in them.
+    pub fn packs(packs: HashSet<ObjectId>) -> Self {
+        Self { packs, ..Self::default() }
+    }
+    /// Whether a record can be relied on.
     pub fn is_good(&self, pack: &PackInfo, entry: &Entry) -> bool {
         !self.packs.contains(&pack.id()) && !self.records.contains(&(pack.id(), entry.offset))
     }
+    /// Notes what is wrong with an object.
     pub fn object(&mut self, object: impl Into<String>, what: impl Into<String>) {
         self.objects.push(Damage { object: object.into(), what: what.into() });
     }
@@ -117,6 +125,9 @@ impl Repository {
         self.inner.index.refresh()?;
         let damaged_points = Impact::new(self, &bad).damaged_points(&records, progress)?;
         self.quarantine(&bad);
+        if !damaged_points.is_empty() {
+            bad.objects.append(&mut bad.collected);
+        }
         bad.objects.sort_by(|a, b| (&a.object, &a.what).cmp(&(&b.object, &b.what)));
         bad.objects.dedup();
         Ok(VerifyReport {
@@ -199,9 +210,11 @@ impl Repository {
                     }
                 }
                 None => {
-                    // A condemned pack may be gone; whether anybody misses what was in it shows below.
-                    if !condemned.contains(&pack.id()) {
-                        bad.object(name, "it is missing");
+                    let missing = Damage { object: name, what: "it is missing".into() };
+                    // A condemned pack may be gone, unless a restore point misses what was in it.
+                    match condemned.contains(&pack.id()) {
+                        true => bad.collected.push(missing),
+                        false => bad.objects.push(missing),
                     }
                     bad.packs.insert(pack.id());
                 }

@@ -247,6 +247,19 @@ impl DiskWriter {
     pub fn put(&self, index: u64, chunk: impl Into<ChunkBuf>) -> Result<()> {
         let chunk = chunk.into();
         self.check(index, chunk.len())?;
+        self.enqueue(index, chunk)
+    }
+
+    /// Takes a chunk that may be shorter than its place, the rest being zero: a copy has the same chunks as its original,
+    /// byte for byte, also where the original's are short because the disk grew.
+    pub(crate) fn put_short(&self, index: u64, chunk: Vec<u8>) -> Result<()> {
+        if chunk.len() > self.chunk_len(index) {
+            self.check(index, chunk.len())?;
+        }
+        self.enqueue(index, chunk.into())
+    }
+
+    fn enqueue(&self, index: u64, chunk: ChunkBuf) -> Result<()> {
         self.shared.status()?;
         *lock(&self.state.in_flight) += 1;
         let mut job = Job { disk: self.state.clone(), index, chunk };

@@ -14,6 +14,7 @@ mod finisher;
 mod shared;
 
 use std::{
+    collections::HashSet,
     sync::{Arc, atomic::AtomicBool},
     thread::JoinHandle,
     time::Duration,
@@ -27,10 +28,10 @@ use shared::{Job, Shared};
 
 use crate::{
     error::{Error, Result},
-    format::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ObjectId, names},
+    format::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ChunkId, ObjectId, names},
     lease::Lease,
     manifest::{
-        Tree,
+        Page, Ref, Tree,
         point::{self, ATTACHMENT_BYTES_MAX, ATTACHMENT_CHUNK_BYTES, Attachment, AttachmentRefs, PointRecord},
     },
     pack::{
@@ -178,8 +179,7 @@ impl Writer {
             return bad("no restore point with it exists any more".into());
         }
         // A base whose tree cannot be read is found out now and not after the disk was.
-        let tree = Tree::parse(&base.root, base.size_bytes, base.chunk_bytes)?;
-        match self.shared.distrust(self.shared.rests_on_avoided(&tree)) {
+        match self.shared.distrust(self.shared.rests_on_avoided(base)) {
             Ok(false) => Ok(()),
             Ok(true) => bad("parts of it are in packs that are lost or damaged".into()),
             Err(e) if e.is_damage() => bad(e.to_string()),
@@ -233,6 +233,25 @@ impl Writer {
             return Err(e);
         }
         Ok(())
+    }
+
+    /// Packs that count as absent for this run: condemned by its epoch, or lost.
+    pub(crate) fn avoided(&self) -> HashSet<ObjectId> {
+        self.shared.avoided()
+    }
+
+    /// Stores a chunk that belongs to no disk of this run, unless it is there.
+    pub(crate) fn store_chunk(&self, chunk: &[u8], compressor: &mut Compressor) -> Result<ChunkId> {
+        self.shared.status()?;
+        let id = self.shared.repo.inner.ring.chunk_id(chunk);
+        self.shared.store_chunk(id, chunk, compressor)?;
+        Ok(id)
+    }
+
+    /// Stores a page that belongs to no disk of this run, unless it is there.
+    pub(crate) fn store_page(&self, page: &Page) -> Result<Ref> {
+        self.shared.status()?;
+        self.shared.store_page(page)
     }
 
     fn store_attachments(&self, attachments: &[Attachment]) -> Result<AttachmentRefs> {

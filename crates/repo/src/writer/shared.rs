@@ -10,6 +10,7 @@ use std::{
 };
 
 use crossbeam_channel::Sender;
+use virtward_model::DiskRecord;
 
 use super::{
     WriterOptions,
@@ -28,6 +29,7 @@ use crate::{
     },
     repository::Repository,
     util::lock,
+    verify::{Bad, Impact},
 };
 
 /// One chunk on its way to a worker.
@@ -166,25 +168,22 @@ impl Shared {
         outcome
     }
 
+    /// Packs that count as absent.
+    pub fn avoided(&self) -> HashSet<ObjectId> {
+        self.avoid.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Whether a disk has chunks or pages whose only places are in packs to avoid. Where there is nothing to avoid, only
     /// its root is read.
-    pub fn rests_on_avoided(&self, tree: &Tree) -> Result<bool> {
-        let pages = &*self.repo.inner;
-        tree.data_chunks(pages)?;
-        if self.avoid.read().unwrap_or_else(PoisonError::into_inner).is_empty() {
+    pub fn rests_on_avoided(&self, disk: &DiskRecord) -> Result<bool> {
+        let tree = Tree::parse(&disk.root, disk.size_bytes, disk.chunk_bytes)?;
+        tree.data_chunks(&*self.repo.inner)?;
+        let avoid = self.avoided();
+        if avoid.is_empty() {
             return Ok(false);
         }
-        let mut next = 0;
-        while let Some((leaf, page)) = tree.next_leaf(pages, next)? {
-            next = leaf + 1;
-            let page_id = pages.ring.page_id(&page.encode());
-            for id in page.refs.iter().flatten().map(|r| r.id).chain([page_id]) {
-                if !self.is_stored(&id)? {
-                    return Ok(true);
-                }
-            }
-        }
-        Ok(false)
+        let bad = Bad::packs(avoid);
+        Ok(!Impact::new(&self.repo, &bad).disk(disk)?.is_empty())
     }
 
     /// Stores a chunk unless it is there; the bytes it takes if it was new.

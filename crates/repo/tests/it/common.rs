@@ -78,6 +78,7 @@ pub fn point(vm: &str, disks: Vec<DiskRecord>) -> RestorePoint {
         skipped: vec![],
         tags: vec![],
         warnings: vec![],
+        copied_from: None,
     }
 }
 

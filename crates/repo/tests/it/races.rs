@@ -410,7 +410,8 @@ impl World {
         let repo = self.open();
         for (point, image) in self.points.values() {
             let listed = repo.point(point.id).map_err(|e| format!("{} is not listed: {e}", point.id))?;
-            let disk = restore_alone(&repo, &listed.disks[0]).map_err(|e| format!("{} does not restore: {e}", point.id))?;
+            let disk =
+                restore_alone(&repo, &listed.disks[0]).map_err(|e| format!("{} does not restore: {e}", point.id))?;
             if disk != *image {
                 return Err(format!("{} restores something else", point.id));
             }

@@ -1,8 +1,9 @@
-//! `virtward backup delete`: restore points that are no longer wanted. Their space comes back with garbage collection.
+//! `virtward backup delete`: restore points that are no longer wanted, unless they are held. Their space comes back with garbage collection.
 
 use std::io::{self, BufRead, Write};
 
 use virtward_model::RestorePoint;
+use virtward_repo::Error as RepoError;
 
 use crate::{
     app::App,
@@ -15,7 +16,8 @@ use crate::{
 /// Arguments of `backup delete`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = format!("{POINT_HELP}\n\n\
-Every restore point is complete by itself: deleting one never harms another.\n\n\
+Every restore point is complete by itself: deleting one never harms another.\n\
+What was deleted can be brought back for 7 days: see virtward backup recover.\n\n\
 Examples:\n  virtward backup delete web1@2026-11-01\n  virtward backup delete 4f1c 90aa --yes"))]
 pub struct Args {
     /// Restore points
@@ -37,6 +39,10 @@ pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
         if !chosen.iter().any(|other| other.id == point.id) {
             chosen.push(point);
         }
+    }
+    let holds = connect::holds(&repository).await?;
+    if let Some(hold) = chosen.iter().find_map(|point| holds.get(&point.id)) {
+        return Err(RepoError::Held { id: hold.point, reason: hold.reason.clone() }.into());
     }
     if !args.yes && !confirmed(&chosen)? {
         return Err(Failure::new(Kind::Refused, "not confirmed; nothing was deleted"));
@@ -71,7 +77,7 @@ fn confirmed(points: &[&RestorePoint]) -> Result<bool, Failure> {
         1 => "this restore point".to_owned(),
         n => format!("these {n} restore points"),
     };
-    let _ = write!(io::stderr(), "Delete {count} for good? [y/N] ");
+    let _ = write!(io::stderr(), "Delete {count}? [y/N] ");
     let _ = io::stderr().flush();
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer).map_err(Failure::io("cannot read the answer"))?;

@@ -45,13 +45,14 @@ pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
     if let Some(tag) = &args.tag {
         points.retain(|point| point.tags.contains(tag));
     }
+    let holds = connect::holds(&repository).await?;
     if app.json {
-        return out::json(&points.iter().map(|point| PointView::from(*point)).collect::<Vec<_>>());
+        return out::json(&points.iter().map(|point| PointView::from(*point).held(&holds)).collect::<Vec<_>>());
     }
     if points.is_empty() {
         app.progress.note(&format!("no restore points in {}", app.settings.repo));
         return Ok(());
     }
-    let table = view::list(&points, &all, Timestamp::now());
+    let table = view::list(&points, &all, &holds, Timestamp::now());
     out::text(&table.render(out::stdout_is_terminal()))
 }

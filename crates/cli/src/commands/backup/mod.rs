@@ -1,8 +1,11 @@
 //! `virtward backup`: making restore points and looking after them.
 
 pub mod delete;
+pub mod hold;
 pub mod image;
 pub mod list;
+pub mod prune;
+pub mod recover;
 pub mod run;
 pub mod show;
 pub mod verify;
@@ -24,6 +27,13 @@ pub enum Command {
     Verify(verify::Args),
     /// Delete restore points
     Delete(delete::Args),
+    /// Delete restore points by rules
+    Prune(prune::Args),
+    /// Bring deleted restore points back
+    Recover(recover::Args),
+    /// Keep restore points from being deleted
+    #[command(subcommand)]
+    Hold(hold::Command),
 }
 
 /// Runs one verb.
@@ -35,5 +45,8 @@ pub async fn run(app: &App, command: &Command) -> Result<(), Failure> {
         Command::Show(args) => show::run(app, args).await,
         Command::Verify(args) => verify::run(app, args).await,
         Command::Delete(args) => delete::run(app, args).await,
+        Command::Prune(args) => prune::run(app, args).await,
+        Command::Recover(args) => recover::run(app, args).await,
+        Command::Hold(command) => hold::run(app, command).await,
     }
 }

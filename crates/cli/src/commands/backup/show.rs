@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use virtward_model::RestorePoint;
+use virtward_repo::Hold;
 
 use crate::{
     app::App,
@@ -27,20 +28,26 @@ pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
     let repository = connect::repository(app).await?;
     let all = connect::points(app, &repository).await?;
     let point = connect::point(app, &all, &args.point)?;
+    let holds = connect::holds(&repository).await?;
     if app.json {
-        return out::json(&PointView::from(point));
+        return out::json(&PointView::from(point).held(&holds));
     }
-    out::text(&text(point, Timestamp::now(), out::stdout_is_terminal()))
+    let hold = holds.get(&point.id);
+    out::text(&text(point, hold, Timestamp::now(), out::stdout_is_terminal()))
 }
 
-fn text(point: &RestorePoint, now: Timestamp, bold: bool) -> String {
+fn text(point: &RestorePoint, hold: Option<&Hold>, now: Timestamp, bold: bool) -> String {
     let joined = |items: &[String]| if items.is_empty() { "none".to_owned() } else { items.join("; ") };
     let quiesce = match (&point.quiesce.frozen_ms, &point.quiesce.reason) {
         (Some(ms), _) => format!(" for {ms} ms"),
         (None, Some(reason)) => format!(": {reason}"),
         (None, None) => String::new(),
     };
-    let mut text = render::fields(&[
+    let held = |hold: &Hold| match hold.since {
+        Some(since) => format!("{} (since {})", hold.reason, render::exact_time(since)),
+        None => hold.reason.clone(),
+    };
+    let mut fields = vec![
         ("id", point.id.to_string()),
         ("vm", point.vm.clone()),
         ("uuid", if point.vm_uuid.is_nil() { "none (image files)".into() } else { point.vm_uuid.to_string() }),
@@ -59,7 +66,10 @@ fn text(point: &RestorePoint, now: Timestamp, bold: bool) -> String {
         ("tags", joined(&point.tags)),
         ("skipped", joined(&point.skipped)),
         ("warnings", joined(&point.warnings)),
-    ]);
+    ];
+    fields.extend(hold.map(|hold| ("held", held(hold))));
+    fields.extend(point.copied_from.as_ref().map(|from| ("copied", format!("from repository {}", from.repository))));
+    let mut text = render::fields(&fields);
     text.push('\n');
     text.push_str(&view::disks(point).render(bold));
     text
@@ -71,7 +81,7 @@ mod tests {
 
     #[test]
     fn shows_what_is_known() {
-        let text = text(&view::tests::point(), "2026-11-22T12:00:00Z".parse().unwrap(), false);
+        let text = text(&view::tests::point(), None, "2026-11-22T12:00:00Z".parse().unwrap(), false);
         for line in [
             "id:       4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f\n",
             "vm:       web1\n",

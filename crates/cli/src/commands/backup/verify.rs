@@ -46,6 +46,16 @@ pub enum Mode {
     Full,
 }
 
+impl From<Mode> for VerifyMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Light => VerifyMode::Light,
+            Mode::Ciphertext => VerifyMode::Ciphertext,
+            Mode::Full => VerifyMode::Full,
+        }
+    }
+}
+
 /// Verifies.
 pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
     if args.all && args.mode == Mode::Ciphertext && args.percent.is_none() && !secret::is_at_hand(app) {
@@ -61,16 +71,7 @@ pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
             Some(chosen?)
         }
     };
-    let options = VerifyOptions {
-        mode: match args.mode {
-            Mode::Light => VerifyMode::Light,
-            Mode::Ciphertext => VerifyMode::Ciphertext,
-            Mode::Full => VerifyMode::Full,
-        },
-        percent: args.percent,
-        points,
-        threads: 0,
-    };
+    let options = VerifyOptions { mode: args.mode.into(), percent: args.percent, points, threads: 0 };
     let watch = Watch::new(app, "verify");
     let report = blocking(move || Ok(repository.verify(&options, &watch)?)).await;
     app.progress.finish("verify");

@@ -24,8 +24,13 @@ random key in /etc/virtward/repo.key, which later commands find by themselves.
 Examples:
   virtward repo init
   virtward repo init --repo /mnt/vms --password-file /root/backup.pw
-  virtward repo init --repo /mnt/vms --key-file /root/backup.key")]
-pub struct Args {}
+  virtward repo init --repo /mnt/vms --key-file /root/backup.key
+  virtward repo init --repo /mnt/vms --sealed     see virtward repo key add --write-only")]
+pub struct Args {
+    /// Seal data to a public key, so that hosts can be given keys that write and cannot read
+    #[arg(long)]
+    pub sealed: bool,
+}
 
 /// How the new repository will be opened.
 struct Chosen {
@@ -34,10 +39,11 @@ struct Chosen {
 }
 
 /// Creates the repository.
-pub async fn run(app: &App, _: &Args) -> Result<(), Failure> {
+pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
     let store = store::open(&app.settings.repo)?;
     let Chosen { secret, key } = choose(app)?;
-    let repository = blocking(move || Ok(Repository::init(store, &secret, &InitOptions::default())?)).await?;
+    let options = InitOptions { sealed: args.sealed, ..InitOptions::default() };
+    let repository = blocking(move || Ok(Repository::init(store, &secret, &options)?)).await?;
     let info = blocking(move || Ok(repository.info()?)).await?;
     let made = matches!(key, Some((_, Some(_))));
     let path = key.map(|(path, made)| {

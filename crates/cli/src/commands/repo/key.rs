@@ -1,8 +1,9 @@
-//! `virtward repo key`: the passwords and key files that open a repository. Any one of them opens all of it.
+//! `virtward repo key`: the passwords and key files that open a repository. Any one of them opens all of it, but for
+//! write-only ones.
 
 use std::path::PathBuf;
 
-use virtward_repo::{KdfCost, KeyInfo, Repository, Secret};
+use virtward_repo::{Error as RepoError, KdfCost, KeyInfo, Repository, RotateOptions, Secret};
 
 use crate::{
     app::App,
@@ -22,6 +23,8 @@ pub enum Command {
     List(ListArgs),
     /// Remove a way in
     Remove(RemoveArgs),
+    /// Make new keys for what is written from now on
+    Rotate(RotateArgs),
 }
 
 /// Arguments of `repo key add`.
@@ -33,7 +36,8 @@ is asked for on the terminal unless one of the --new options names it.
 Examples:
   virtward repo key add --label 'safe in the office'
   virtward repo key add --new-key-file /media/usb/virtward.key
-  virtward repo key add --new-password-file /root/second.pw")]
+  virtward repo key add --new-password-file /root/second.pw
+  virtward repo key add --write-only --new-key-file /root/host7.key --label host7")]
 pub struct AddArgs {
     /// File whose first line is the new password
     #[arg(long, value_name = "FILE", conflicts_with = "new_key_file")]
@@ -44,6 +48,38 @@ pub struct AddArgs {
     /// What to call it in lists
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub label: String,
+    /// A key for a host that backs up: it can write, list and verify, and cannot read a disk
+    #[arg(long)]
+    pub write_only: bool,
+}
+
+/// Arguments of `repo key rotate`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Nothing is encrypted again: what is stored stays readable with the older keys,
+which every password and key file goes on opening. What is written from now on
+needs the new ones. These are not wrapped for the old keys, so that whoever got
+hold of those is shut out; therefore every password and key file that is to open
+the repository afterwards must be named. Runs that go on end with an error if
+they meet something new; run them again.
+
+Examples:
+  virtward repo key rotate --and-key-file /root/host7.key --and-password-file /root/second.pw
+  virtward repo key rotate --drop-other-keys
+  virtward repo key rotate --sealed --drop-other-keys")]
+pub struct RotateArgs {
+    /// File with a further password that stays; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub and_password_file: Vec<PathBuf>,
+    /// Further key file that stays; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub and_key_file: Vec<PathBuf>,
+    /// Remove every other password and key file
+    #[arg(long)]
+    pub drop_other_keys: bool,
+    /// Seal data to a public key from now on: see virtward repo key add --write-only
+    #[arg(long)]
+    pub sealed: bool,
 }
 
 /// Arguments of `repo key list`.
@@ -73,14 +109,19 @@ pub async fn run(app: &App, command: &Command) -> Result<(), Failure> {
         Command::Add(args) => add(app, args).await,
         Command::List(_) => list(app).await,
         Command::Remove(args) => remove(app, args).await,
+        Command::Rotate(args) => rotate(app, args).await,
     }
 }
 
 async fn add(app: &App, args: &AddArgs) -> Result<(), Failure> {
     let repository = connect::repository(app).await?;
     let (secret, made) = new_secret(app, args)?;
-    let label = args.label.clone();
-    let info = blocking(move || Ok(repository.add_key(&secret, &label, KdfCost::default())?)).await?;
+    let (label, write_only) = (args.label.clone(), args.write_only);
+    let add = move || match write_only {
+        true => repository.add_write_only_key(&secret, &label, KdfCost::default()),
+        false => repository.add_key(&secret, &label, KdfCost::default()),
+    };
+    let info = blocking(move || Ok(add()?)).await?;
     if let Some(made) = made {
         made.keep();
     }
@@ -104,16 +145,60 @@ fn new_secret(app: &App, args: &AddArgs) -> Result<(Secret, Option<NewKeyFile>),
     }
 }
 
+async fn rotate(app: &App, args: &RotateArgs) -> Result<(), Failure> {
+    let (repository, secret) = connect::repository_and_secret(app).await?;
+    connect::readable(&repository).await?;
+    let mut others = Vec::new();
+    for path in &args.and_password_file {
+        others.push(secret::password_file(app, path)?.secret);
+    }
+    for path in &args.and_key_file {
+        others.push(secret::key_file(app, path)?.secret);
+    }
+    let options =
+        RotateOptions { others, drop_others: args.drop_other_keys, sealed: args.sealed, kdf: KdfCost::default() };
+    let rotated = blocking(move || Ok(repository.rotate_keys(&secret, &options))).await?;
+    let rotated = rotated.map_err(|error| match error {
+        RepoError::KeysLeft { .. } => {
+            Failure::from(error).hint("name them with --and-password-file and --and-key-file, or use --drop-other-keys")
+        }
+        RepoError::WrongSecret { .. } => {
+            Failure::from(error).hint("one of the files named opens no key of this repository; nothing was changed")
+        }
+        error => error.into(),
+    })?;
+    if app.json {
+        return out::json(&rotated);
+    }
+    out::text(&format!("keys of generation {} are in use\n", rotated.generation))?;
+    for key in &rotated.dropped {
+        out::text(&render::printable(&format!("removed key {} {}", key.id, key.label)))?;
+        out::text("\n")?;
+    }
+    out::text(&table(&rotated.keys).render(out::stdout_is_terminal()))
+}
+
 async fn list(app: &App) -> Result<(), Failure> {
     let keys = keys(&connect::repository(app).await?).await?;
     if app.json {
         return out::json(&keys);
     }
-    let mut table = Table::new(&["KEY", "KIND", "CREATED", "LABEL"]);
-    for key in &keys {
-        table.row([key.id.to_string(), render::word(&key.kind), render::local_time(key.created), key.label.clone()]);
+    out::text(&table(&keys).render(out::stdout_is_terminal()))
+}
+
+fn table(keys: &[KeyInfo]) -> Table {
+    let mut table = Table::new(&["KEY", "KIND", "CREATED", ">GENERATION", "CAN", "LABEL"]);
+    for key in keys {
+        table.row([
+            key.id.to_string(),
+            render::word(&key.kind),
+            render::local_time(key.created),
+            key.generation.to_string(),
+            if key.write_only { "write" } else { "write, read" }.into(),
+            key.label.clone(),
+        ]);
     }
-    out::text(&table.render(out::stdout_is_terminal()))
+    table
 }
 
 async fn remove(app: &App, args: &RemoveArgs) -> Result<(), Failure> {

@@ -1,7 +1,9 @@
 //! `virtward repo`: the repository itself and its keys.
 
 pub mod check;
+pub mod copy;
 pub mod gc;
+pub mod heal;
 pub mod info;
 pub mod init;
 pub mod key;
@@ -19,6 +21,10 @@ pub enum Command {
     Check(check::Args),
     /// Give back the space that no restore point needs
     Gc(gc::Args),
+    /// Copy restore points to another repository
+    Copy(copy::Args),
+    /// Store lost data anew from another repository
+    Heal(heal::Args),
     /// Passwords and key files that open the repository
     #[command(subcommand)]
     Key(key::Command),
@@ -31,6 +37,8 @@ pub async fn run(app: &App, command: &Command) -> Result<(), Failure> {
         Command::Info(args) => info::run(app, args).await,
         Command::Check(args) => check::run(app, args).await,
         Command::Gc(args) => gc::run(app, args).await,
+        Command::Copy(args) => copy::run(app, args).await,
+        Command::Heal(args) => heal::run(app, args).await,
         Command::Key(command) => key::run(app, command).await,
     }
 }

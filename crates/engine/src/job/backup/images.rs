@@ -96,6 +96,7 @@ pub(super) async fn run(
         skipped: Vec::new(),
         tags: options.tags.clone(),
         warnings,
+        copied_from: None,
     };
     publish(writer, point, Vec::new()).await
 }
@@ -105,7 +106,10 @@ async fn open(path: &Path, chain: &Chain) -> Result<(Source, Option<ImageServer>
     if let Some(path) = chain.raw() {
         let image = RawImage::open_locked(path)?;
         let size_bytes = image.size_bytes();
-        return Ok((Source { origin: Origin::Raw(image.into()), size_bytes, chunk_bytes: first_chunk_bytes(size_bytes) }, None));
+        return Ok((
+            Source { origin: Origin::Raw(image.into()), size_bytes, chunk_bytes: first_chunk_bytes(size_bytes) },
+            None,
+        ));
     }
     let server = ImageServer::start_node(&chain.node(true)?, path, false, None).await?;
     let client = server.connect(vec![ALLOCATION.to_owned()]).await?;

@@ -235,6 +235,7 @@ impl Job<'_> {
             skipped: taken.skipped,
             tags: self.options.tags.clone(),
             warnings: self.warnings.clone(),
+            copied_from: None,
         };
         publish(writer, point, attachments).await
     }
