@@ -11,7 +11,8 @@ mod direct;
 mod error;
 pub mod format;
 mod gc;
-mod index;
+#[doc(hidden)]
+pub mod index;
 mod keys;
 mod lease;
 mod manifest;
@@ -31,6 +32,7 @@ pub use direct::DirectFile;
 pub use error::{Error, Result};
 pub use format::{CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ObjectId};
 pub use gc::{GRACE_DEFAULT, GcOptions, GcReport};
+pub use index::RebuildReport;
 pub use keys::{KdfCost, KeyInfo, KeyKind, Secret};
 pub use manifest::point::Attachment;
 pub use pack::codec::Compression;

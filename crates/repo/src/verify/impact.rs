@@ -63,7 +63,7 @@ impl<'a> Impact<'a> {
     }
 
     fn is_there(&self, id: &ChunkId) -> Result<bool> {
-        Ok(self.repo.inner.index.lookup(id, &|pack, entry| self.bad.is_good(pack, entry))?.is_some())
+        Ok(self.repo.inner.index.search(id, &|pack, entry| self.bad.is_good(pack, entry))?.is_some())
     }
 
     fn disk(&mut self, disk: &DiskRecord) -> Result<Vec<Range<u64>>> {
@@ -137,7 +137,7 @@ impl<'a> Impact<'a> {
             if !seen.insert((id, level)) {
                 continue;
             }
-            if let Some(place) = self.repo.inner.index.lookup(&id, &|_, _| true)? {
+            if let Some(place) = self.repo.inner.index.search(&id, &|_, _| true)? {
                 packs.insert(place.pack.id());
             }
             let Some(level) = level else { continue };

@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod format1;
 mod gc;
+mod index;
 mod keys;
 mod races;
 mod roundtrip;

@@ -5,6 +5,7 @@ pub mod gc;
 pub mod info;
 pub mod init;
 pub mod key;
+pub mod rebuild_index;
 
 use crate::{app::App, exit::Failure};
 
@@ -19,6 +20,8 @@ pub enum Command {
     Check(check::Args),
     /// Give back the space that no restore point needs
     Gc(gc::Args),
+    /// Make the index anew from the packs
+    RebuildIndex(rebuild_index::Args),
     /// Passwords and key files that open the repository
     #[command(subcommand)]
     Key(key::Command),
@@ -31,6 +34,7 @@ pub async fn run(app: &App, command: &Command) -> Result<(), Failure> {
         Command::Info(args) => info::run(app, args).await,
         Command::Check(args) => check::run(app, args).await,
         Command::Gc(args) => gc::run(app, args).await,
+        Command::RebuildIndex(args) => rebuild_index::run(app, args).await,
         Command::Key(command) => key::run(app, command).await,
     }
 }
