@@ -433,26 +433,37 @@ impl Round<'_> {
             known.sentences().filter(|(_, since)| *since <= oldest).map(|(id, _)| id).collect();
         let entries = live_entries(&inner.index, &view.state, live, &ripe)?;
         let listed = view.state.packs();
-        let mut doomed: Vec<(ObjectId, String, u64)> = Vec::new();
+        let (mut doomed, mut unlist) = (Vec::new(), HashSet::new());
         (self.report.pending_packs, self.report.pending_bytes) = (0, 0);
         for id in &view.condemned {
-            let Some((name, bytes)) = view.find(id) else { continue };
+            let (object, is_listed) = (view.find(id), listed.contains_key(id));
             let is_free = ripe.contains(id)
-                && match entries.get(id) {
-                    Some(entries) => !self.misses_any(entries, view, live)?,
-                    None if listed.contains_key(id) => true,
-                    None => self.is_unlisted_garbage(&name, bytes, view, live)?,
+                && match (entries.get(id), &object) {
+                    (Some(entries), _) => !self.misses_any(entries, view, live)?,
+                    (None, _) if is_listed => true,
+                    (None, Some((name, bytes))) => self.is_unlisted_garbage(name, *bytes, view, live)?,
+                    (None, None) => false,
                 };
-            if is_free {
-                doomed.push((*id, name, bytes));
-            } else {
-                self.report.pending_packs += 1;
-                self.report.pending_bytes += bytes;
+            match object {
+                Some(object) if is_free => doomed.push(object),
+                Some((_, bytes)) => {
+                    self.report.pending_packs += 1;
+                    self.report.pending_bytes += bytes;
+                }
+                None => {}
+            }
+            if is_free && is_listed {
+                unlist.insert(*id);
             }
         }
         self.report.waiting_for = held.iter().filter(|h| h.epoch < self.report.epoch).map(|h| h.writer).collect();
+        // The index first: nobody should look for what is gone.
+        let compacted = inner.index.compact_all((ObjectId::random(), self.report.epoch), &unlist, self.progress)?;
+        for (segment, e) in &compacted.failed {
+            self.note(format!("index segment {segment} stays as it is: {e}"));
+        }
         doomed.sort();
-        for (_, name, bytes) in doomed {
+        for (name, bytes) in doomed {
             if self.progress.is_cancelled() {
                 return Err(Error::Cancelled);
             }
