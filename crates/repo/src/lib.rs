@@ -12,7 +12,8 @@ mod error;
 pub mod format;
 mod gc;
 mod hold;
-mod index;
+#[doc(hidden)]
+pub mod index;
 mod keys;
 mod lease;
 mod manifest;
@@ -35,6 +36,7 @@ pub use error::{Error, Result};
 pub use format::{CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ObjectId};
 pub use gc::{GRACE_DEFAULT, GcOptions, GcReport};
 pub use hold::Hold;
+pub use index::RebuildReport;
 pub use keys::{KdfCost, KeyInfo, KeyKind, RotateOptions, Rotated, Secret};
 pub use manifest::point::Attachment;
 pub use mirror::{

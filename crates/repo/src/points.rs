@@ -130,16 +130,19 @@ impl Repository {
     pub fn info(&self) -> Result<Info> {
         let list = self.points()?;
         let state = self.inner.index.refresh()?;
-        let (mut chunks, mut chunk_bytes, mut chunk_stored_bytes) = (0, 0, 0);
-        for segment in &state.segments {
-            self.inner.index.read_segment(segment, &mut |e| {
-                if segment.packs[e.pack as usize].header.class == PackClass::Data {
-                    chunks += 1;
-                    chunk_bytes += u64::from(e.entry.plain);
-                    chunk_stored_bytes += u64::from(e.entry.stored);
-                }
-            })?;
-        }
+        let (chunks, chunk_bytes, chunk_stored_bytes) = self.inner.index.with_snapshot(|state| {
+            let (mut chunks, mut chunk_bytes, mut chunk_stored_bytes) = (0, 0, 0);
+            for segment in &state.segments {
+                self.inner.index.read_segment(segment, &mut |e| {
+                    if segment.packs[e.pack as usize].header.class == PackClass::Data {
+                        chunks += 1;
+                        chunk_bytes += u64::from(e.entry.plain);
+                        chunk_stored_bytes += u64::from(e.entry.stored);
+                    }
+                })?;
+            }
+            Ok((chunks, chunk_bytes, chunk_stored_bytes))
+        })?;
         let mut bytes = 0;
         self.inner.store.list("", &mut |object| {
             bytes += object.bytes;

@@ -191,6 +191,11 @@ impl Repository {
     pub fn id(&self) -> String {
         self.inner.config.repository.to_string()
     }
+    /// Where chunks are: for measurements and for those who compact.
+    #[doc(hidden)]
+    pub fn index(&self) -> &Index {
+        &self.inner.index
+    }
     /// The store behind it.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.inner.store
@@ -269,7 +274,11 @@ impl Inner {
         let (mut refreshed, mut failure) = (false, None);
         loop {
             let untried = |pack: &PackInfo, entry: &Entry| !tried.contains(&(pack.id(), entry.offset));
-            match self.index.lookup(id, &untried)? {
+            let found = match refreshed {
+                false => self.index.lookup(id, &untried)?,
+                true => self.index.search(id, &untried)?,
+            };
+            match found {
                 Some(place) => match self.read_at(&place) {
                     // Damaged, or repacked since; a chunk may have another place.
                     Err(e) if e.is_damage() => {

@@ -1,18 +1,26 @@
-//! Bytes of an index segment: clear lists of packs and of replaced segments, then sealed blocks of sorted entries.
+//! Bytes of an index segment: clear lists of packs and of replaced segments, then what is sealed.
 //!
 //! ```text
-//! header 192 · pack tails (384 each) · replaced segment ids (16 each) · sealed fences · sealed block… · BLAKE3 of all before
+//! header 192 · pack tails (384 each) · replaced segment ids (16 each) · sealed fences · sealed filter piece…
+//!            · sealed block… · BLAKE3 of all before
 //! ```
-//! Fences are the first id prefix of each block, so a look-up reads one block. Blocks have a fixed size, so a reader
-//! needs neither the whole segment nor memory for it. The clear lists let anyone without keys find missing packs.
+//! Blocks hold entries sorted by id. Fences are the first id prefix of each block, the filter says which ids are not
+//! listed at all, so a look-up reads at most one block. Everything sealed has a place that follows from the header, so a
+//! reader needs neither the whole segment nor memory for it. The clear lists let anyone without keys find missing packs.
+//! Not here: writing (`write`), reading from a store (`open`, `stream`).
+
+use std::sync::Arc;
 
 use crate::{
     crypto::{Cipher, Key, Sealer, TAG_BYTES, derive, random},
     error::Result,
-    format::{ChunkId, Cursor, Malformed, ObjectId, cursor::push_checksum, names},
+    format::{ChunkId, Cursor, Malformed, ObjectId, names},
     keys::KeyRing,
     pack::{Entry, Footer, PackInfo, layout::TAIL_BYTES},
 };
+
+use super::filter::{LINE_BYTES, PIECE_LINES};
+pub use super::write::encode;
 
 /// Bytes of the fixed header.
 pub const HEADER_BYTES: usize = 192;
@@ -24,13 +32,15 @@ pub const ENTRY_BYTES: usize = 48;
 pub const BLOCK_BYTES: usize = BLOCK_ENTRIES * ENTRY_BYTES + TAG_BYTES;
 /// Bytes of the checksum at the end.
 pub const SUM_BYTES: usize = 32;
+/// Most segments that one segment may replace.
+pub const REPLACES_MAX: u32 = 1 << 20;
 
 const MAGIC: &[u8] = b"VWINDEX\n";
 const VERSION: u16 = 1;
 const PACKS_MAX: u32 = 1 << 24;
-const REPLACES_MAX: u32 = 1 << 20;
 const ENTRIES_MAX: u64 = 1 << 36;
 const FENCES_NONCE: u64 = 1 << 63;
+const PIECE_BYTES: u64 = PIECE_LINES as u64 * LINE_BYTES as u64 + TAG_BYTES as u64;
 
 /// Where a chunk is: the pack's place in the segment's list, and its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +49,35 @@ pub struct IndexEntry {
     pub pack: u32,
     /// The record.
     pub entry: Entry,
+}
+
+impl IndexEntry {
+    /// The order of entries in segments that this version writes; readers rely on that of the ids only.
+    pub fn key(&self) -> (ChunkId, u32, u32, u32, u32) {
+        (self.entry.id, self.pack, self.entry.offset, self.entry.stored, self.entry.plain_word())
+    }
+
+    /// Appends its bytes.
+    pub fn push(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.entry.id.0);
+        for word in [self.pack, self.entry.offset, self.entry.stored, self.entry.plain_word()] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+
+    /// From its bytes, in a segment with that many packs.
+    pub fn decode(bytes: &[u8; ENTRY_BYTES], packs: u32) -> Result<Self, Malformed> {
+        let mut at = Cursor::new(bytes);
+        let (id, pack) = (ChunkId(at.array()?), at.u32()?);
+        let (offset, stored) = (at.u32()?, at.u32()?);
+        let (plain, encoding) = Entry::split_plain_word(at.u32()?)?;
+        let entry = Entry { id, offset, stored, plain, encoding };
+        entry.check()?;
+        if pack >= packs {
+            return Err(Malformed("an entry names a pack that is not listed"));
+        }
+        Ok(Self { pack, entry })
+    }
 }
 
 /// The fixed header.
@@ -58,13 +97,34 @@ pub struct Header {
     pub replaces: u32,
     /// Number of entries.
     pub entries: u64,
+    /// Lines of the filter; 0 if there is none.
+    pub filter_lines: u32,
     cipher: Cipher,
     metadata_generation: u32,
     salt: [u8; 32],
 }
 
 impl Header {
-    fn encode(&self) -> Vec<u8> {
+    /// A new segment, still without packs and entries.
+    pub fn new(ring: &KeyRing, (writer, epoch): (ObjectId, u64)) -> Result<Self> {
+        let (metadata_generation, _) = ring.metadata_newest()?;
+        Ok(Self {
+            repository: ring.repository,
+            segment: ObjectId::random(),
+            writer,
+            epoch,
+            packs: 0,
+            replaces: 0,
+            entries: 0,
+            filter_lines: 0,
+            cipher: Cipher::preferred(),
+            metadata_generation,
+            salt: random(),
+        })
+    }
+
+    /// Its bytes.
+    pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(HEADER_BYTES);
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
@@ -78,13 +138,14 @@ impl Header {
             out.extend_from_slice(&word.to_le_bytes());
         }
         out.extend_from_slice(&self.salt);
+        out.extend_from_slice(&self.filter_lines.to_le_bytes());
         out.resize(HEADER_BYTES, 0);
         out
     }
 
     /// From the first bytes of a segment.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let mut at = Cursor::new(bytes);
+        let mut at = Cursor::new(bytes.get(..HEADER_BYTES).ok_or(Malformed("it is too short"))?);
         at.expect(MAGIC, "it does not begin as an index segment")?;
         if at.u16()? != VERSION {
             return Err(Malformed("it is an index segment of a newer version; upgrade virtward"));
@@ -94,14 +155,26 @@ impl Header {
         let (repository, segment, writer) = (ObjectId(at.array()?), ObjectId(at.array()?), ObjectId(at.array()?));
         let (epoch, entries) = (at.u64()?, at.u64()?);
         let (packs, replaces, block_entries, metadata_generation) = (at.u32()?, at.u32()?, at.u32()?, at.u32()?);
-        let salt = at.array()?;
+        let (salt, filter_lines) = (at.array()?, at.u32()?);
         if packs > PACKS_MAX || replaces > REPLACES_MAX || entries > ENTRIES_MAX {
             return Err(Malformed("its header has impossible counts"));
         }
         if block_entries as usize != BLOCK_ENTRIES {
             return Err(Malformed("its blocks have an unknown size"));
         }
-        Ok(Self { repository, segment, writer, epoch, packs, replaces, entries, cipher, metadata_generation, salt })
+        Ok(Self {
+            repository,
+            segment,
+            writer,
+            epoch,
+            packs,
+            replaces,
+            entries,
+            filter_lines,
+            cipher,
+            metadata_generation,
+            salt,
+        })
     }
 
     /// Bytes of the clear part.
@@ -119,23 +192,39 @@ impl Header {
     pub fn fences_range(&self) -> (u64, usize) {
         (self.clear_bytes() as u64, self.fences_bytes() as usize)
     }
+    /// Number of pieces of the filter.
+    pub fn filter_pieces(&self) -> u32 {
+        self.filter_lines.div_ceil(PIECE_LINES)
+    }
+    /// Where a piece of the filter is in the segment: offset and length.
+    pub fn filter_range(&self, piece: u32) -> (u64, usize) {
+        let begin = self.clear_bytes() as u64 + self.fences_bytes() + u64::from(piece) * PIECE_BYTES;
+        let lines = (self.filter_lines - piece * PIECE_LINES).min(PIECE_LINES) as usize;
+        (begin, lines * LINE_BYTES + TAG_BYTES)
+    }
+    fn filter_bytes(&self) -> u64 {
+        u64::from(self.filter_lines) * LINE_BYTES as u64 + u64::from(self.filter_pieces()) * TAG_BYTES as u64
+    }
     /// Where a block is in the segment: offset and length.
     pub fn block_range(&self, block: u64) -> (u64, usize) {
-        let begin = self.clear_bytes() as u64 + self.fences_bytes() + block * BLOCK_BYTES as u64;
+        let first = self.clear_bytes() as u64 + self.fences_bytes() + self.filter_bytes();
         let entries = (self.entries - block * BLOCK_ENTRIES as u64).min(BLOCK_ENTRIES as u64) as usize;
-        (begin, entries * ENTRY_BYTES + TAG_BYTES)
+        (first + block * BLOCK_BYTES as u64, entries * ENTRY_BYTES + TAG_BYTES)
     }
     /// Length of the whole segment.
     pub fn segment_bytes(&self) -> u64 {
         self.clear_bytes() as u64
             + self.fences_bytes()
+            + self.filter_bytes()
             + self.entries * ENTRY_BYTES as u64
             + self.blocks() * TAG_BYTES as u64
             + SUM_BYTES as u64
     }
-    fn sealer(&self, ring: &KeyRing) -> Result<Sealer> {
+    /// What seals and opens everything after the clear part.
+    pub fn seal(&self, ring: &KeyRing, clear_bytes: &[u8]) -> Result<Seal> {
         let master: &Key = ring.metadata(self.metadata_generation)?;
-        Ok(self.cipher.with(&derive("index segment", master, &[&self.salt, &self.repository.0])))
+        let sealer = self.cipher.with(&derive("index segment", master, &[&self.salt, &self.repository.0]));
+        Ok(Seal { sealer, aad: *blake3::hash(clear_bytes).as_bytes() })
     }
 }
 
@@ -145,7 +234,7 @@ pub struct Clear {
     /// Header.
     pub header: Header,
     /// Packs whose chunks the segment lists.
-    pub packs: Vec<PackInfo>,
+    pub packs: Vec<Arc<PackInfo>>,
     /// Segments whose entries this one took over.
     pub replaces: Vec<ObjectId>,
 }
@@ -160,108 +249,55 @@ impl Clear {
         let mut packs = Vec::with_capacity(header.packs as usize);
         for tail in listed.as_chunks::<TAIL_BYTES>().0 {
             let (header, footer) = Footer::decode(tail)?;
-            packs.push(PackInfo { header, footer });
+            packs.push(Arc::new(PackInfo { header, footer }));
         }
         let listed = at.take(header.replaces as usize * 16)?;
         let replaces = listed.as_chunks::<16>().0.iter().map(|id| ObjectId(*id)).collect();
         Ok(Self { header, packs, replaces })
     }
+
+    /// Whether it is the segment of that name in that repository.
+    pub fn check(&self, ring: &KeyRing, name: &str) -> Result<(), Malformed> {
+        if self.header.repository == ring.repository && names::segment(&self.header.segment) == name {
+            return Ok(());
+        }
+        Err(Malformed("it belongs to another name or repository"))
+    }
 }
 
-/// A segment opened with keys: what is needed to read blocks.
+/// Seals and opens the parts of one segment. Every part has its own nonce.
 #[derive(Debug)]
-pub struct Opened {
-    /// The clear part.
-    pub clear: Clear,
+pub struct Seal {
     sealer: Sealer,
     aad: [u8; 32],
 }
 
-impl Opened {
-    /// Prepares reading of blocks; `clear_bytes` are the exact bytes of the clear part.
-    pub fn new(clear: Clear, clear_bytes: &[u8], ring: &KeyRing, name: &str) -> Result<Self> {
-        if clear.header.repository != ring.repository || names::segment(&clear.header.segment) != name {
-            return Err(Malformed("it belongs to another name or repository").at(name));
-        }
-        let sealer = clear.header.sealer(ring)?;
-        Ok(Self { clear, sealer, aad: *blake3::hash(clear_bytes).as_bytes() })
+impl Seal {
+    /// Seals a block in place.
+    pub fn seal_block(&self, block: u64, text: &mut Vec<u8>) {
+        self.sealer.seal(block, &self.aad, text);
     }
-
-    /// Opens a sealed block into entries.
-    pub fn block(&self, block: u64, sealed: &mut [u8], out: &mut Vec<IndexEntry>) -> Result<(), Malformed> {
-        let text = self.sealer.open(block, &self.aad, sealed)?;
-        let mut at = Cursor::new(text);
-        while !at.rest().is_empty() {
-            let (id, pack) = (ChunkId(at.array()?), at.u32()?);
-            let (offset, stored) = (at.u32()?, at.u32()?);
-            let (plain, encoding) = Entry::split_plain_word(at.u32()?)?;
-            let entry = Entry { id, offset, stored, plain, encoding };
-            entry.check()?;
-            if pack >= self.clear.header.packs {
-                return Err(Malformed("an entry names a pack that is not listed"));
-            }
-            out.push(IndexEntry { pack, entry });
-        }
-        Ok(())
+    /// Opens a block in place, into the bytes of its entries.
+    pub fn open_block<'a>(&self, block: u64, sealed: &'a mut [u8]) -> Result<&'a [u8], Malformed> {
+        Ok(self.sealer.open(block, &self.aad, sealed)?)
     }
-
+    /// Seals the fences.
+    pub fn seal_fences(&self, fences: &[u64]) -> Vec<u8> {
+        let mut text: Vec<u8> = fences.iter().flat_map(|prefix| prefix.to_be_bytes()).collect();
+        self.sealer.seal(FENCES_NONCE, &self.aad, &mut text);
+        text
+    }
     /// Opens the fences.
-    pub fn fences(&self, sealed: &mut [u8]) -> Result<Vec<u64>, Malformed> {
+    pub fn open_fences(&self, sealed: &mut [u8]) -> Result<Vec<u64>, Malformed> {
         let text = self.sealer.open(FENCES_NONCE, &self.aad, sealed)?;
         Ok(text.as_chunks::<8>().0.iter().map(|b| u64::from_be_bytes(*b)).collect())
     }
-}
-
-/// Encodes a segment. Entries are sorted here.
-pub fn encode(
-    ring: &KeyRing,
-    (writer, epoch): (ObjectId, u64),
-    packs: &[PackInfo],
-    replaces: &[ObjectId],
-    mut entries: Vec<IndexEntry>,
-) -> Result<(ObjectId, Vec<u8>)> {
-    entries.sort_unstable_by_key(|e| (e.entry.id, e.pack, e.entry.offset));
-    let (metadata_generation, _) = ring.metadata_newest()?;
-    let header = Header {
-        repository: ring.repository,
-        segment: ObjectId::random(),
-        writer,
-        epoch,
-        packs: packs.len() as u32,
-        replaces: replaces.len() as u32,
-        entries: entries.len() as u64,
-        cipher: Cipher::preferred(),
-        metadata_generation,
-        salt: random(),
-    };
-    let mut out = header.encode();
-    out.reserve(header.segment_bytes() as usize);
-    for pack in packs {
-        out.extend_from_slice(&pack.footer.encode(&pack.header));
+    /// Seals a piece of the filter in place.
+    pub fn seal_piece(&self, piece: u32, text: &mut Vec<u8>) {
+        self.sealer.seal(FENCES_NONCE + 1 + u64::from(piece), &self.aad, text);
     }
-    for id in replaces {
-        out.extend_from_slice(&id.0);
+    /// Opens a piece of the filter in place.
+    pub fn open_piece<'a>(&self, piece: u32, sealed: &'a mut [u8]) -> Result<&'a [u8], Malformed> {
+        Ok(self.sealer.open(FENCES_NONCE + 1 + u64::from(piece), &self.aad, sealed)?)
     }
-    let aad = *blake3::hash(&out).as_bytes();
-    let sealer = header.sealer(ring)?;
-    let mut text = Vec::with_capacity(BLOCK_BYTES);
-    for block in entries.chunks(BLOCK_ENTRIES) {
-        text.extend_from_slice(&block[0].entry.id.prefix().to_be_bytes());
-    }
-    sealer.seal(FENCES_NONCE, &aad, &mut text);
-    out.extend_from_slice(&text);
-    for (number, block) in entries.chunks(BLOCK_ENTRIES).enumerate() {
-        text.clear();
-        for IndexEntry { pack, entry } in block {
-            text.extend_from_slice(&entry.id.0);
-            for word in [*pack, entry.offset, entry.stored, entry.plain_word()] {
-                text.extend_from_slice(&word.to_le_bytes());
-            }
-        }
-        sealer.seal(number as u64, &aad, &mut text);
-        out.extend_from_slice(&text);
-    }
-    push_checksum(&mut out);
-    debug_assert_eq!(out.len() as u64, header.segment_bytes());
-    Ok((header.segment, out))
 }

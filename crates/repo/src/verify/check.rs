@@ -1,13 +1,12 @@
 //! `repo check`: the structure of the repository, from its description down to the references of every restore point.
 
-use std::collections::HashMap;
-
 use serde::Serialize;
 
-use super::{Damage, DamagedPoint, VerifyMode, VerifyOptions, ciphertext::describe, run::Bad};
+use super::{Damage, DamagedPoint, VerifyMode, VerifyOptions, ciphertext::describe};
 use crate::{
-    error::Result,
+    error::{Error, Result},
     format::{ObjectId, config::Config, names},
+    index::Segment,
     keys::slot,
     lease::newest_epoch,
     progress::Progress,
@@ -61,9 +60,6 @@ impl Repository {
         report.damaged.extend(verified.damaged);
         report.damaged_points = verified.damaged_points;
         self.check_index(&mut report)?;
-        let mut bad = Bad::default();
-        self.check_segments(&mut bad)?;
-        report.damaged.extend(bad.objects);
         self.inner.store.list(names::LEASES, &mut |_| {
             report.leases += 1;
             Ok(())
@@ -100,26 +96,16 @@ impl Repository {
     }
 
     fn check_index(&self, report: &mut CheckReport) -> Result<()> {
-        let state = self.inner.index.state()?;
-        report.segments = state.segments.len() as u64;
-        report.chunks = state.entries() as u64;
-        for segment in &state.segments {
-            let mut counts: HashMap<u32, u32> = HashMap::new();
-            let read = self.inner.index.read_segment(segment, &mut |e| *counts.entry(e.pack).or_default() += 1);
-            match read.and_then(|()| self.inner.index.check_order(segment)) {
-                Ok(()) => {}
-                Err(e) if e.is_damage() => report.bad(&*segment.name, describe(&e)),
-                Err(e) => return Err(e),
+        let (listed, damaged) = self.inner.index.with_snapshot(|state| {
+            report.segments = state.segments.len() as u64;
+            report.chunks = state.entries() as u64;
+            let mut damaged = Vec::new();
+            for segment in &state.segments {
+                self.check_counts(segment, &mut damaged)?;
             }
-            for (number, pack) in segment.packs.iter().enumerate() {
-                let listed = counts.get(&(number as u32)).copied().unwrap_or(0);
-                if listed != pack.footer.records {
-                    let what = format!("it lists {listed} of the {} records of {}", pack.footer.records, pack.name());
-                    report.bad(&*segment.name, what);
-                }
-            }
-        }
-        let listed: HashMap<ObjectId, _> = state.packs();
+            Ok((state.packs(), damaged))
+        })?;
+        report.damaged.extend(damaged);
         report.packs = listed.len() as u64;
         for prefix in [names::DATA, names::META] {
             self.inner.store.list(prefix, &mut |object| {
@@ -130,6 +116,24 @@ impl Repository {
                 }
                 Ok(())
             })?;
+        }
+        Ok(())
+    }
+
+    /// Whether a segment lists all records of its packs, so that they are found.
+    fn check_counts(&self, segment: &Segment, damaged: &mut Vec<Damage>) -> Result<()> {
+        let index = &self.inner.index;
+        let mut bad = |what| damaged.push(Damage { object: segment.name.clone(), what });
+        let mut counts = vec![0u32; segment.packs.len()];
+        let read = index.read_segment(segment, &mut |e| counts[e.pack as usize] += 1);
+        match read.and_then(|()| index.check_order(segment)) {
+            Err(e @ Error::Damaged { .. }) => bad(describe(&e)),
+            other => other?,
+        }
+        for (pack, listed) in segment.packs.iter().zip(counts) {
+            if listed != pack.footer.records {
+                bad(format!("it lists {listed} of the {} records of {}", pack.footer.records, pack.name()));
+            }
         }
         Ok(())
     }

@@ -67,7 +67,7 @@ pub fn verify_ciphertext(store: &dyn Store, threads: usize, progress: &dyn Progr
     let mut clear = clear.into_inner().unwrap_or_else(|e| e.into_inner());
     let replaced: HashSet<ObjectId> = clear.iter().flat_map(|c| c.replaces.iter().copied()).collect();
     clear.retain(|c| !replaced.contains(&c.header.segment));
-    let listed: HashMap<String, &PackInfo> = clear.iter().flat_map(|c| &c.packs).map(|p| (p.name(), p)).collect();
+    let listed: HashMap<String, &PackInfo> = clear.iter().flat_map(|c| &c.packs).map(|p| (p.name(), &**p)).collect();
     let present: HashMap<&str, u64> = objects.iter().map(|o| (&*o.name, o.bytes)).collect();
     for (name, pack) in &listed {
         match present.get(&**name) {
@@ -161,7 +161,7 @@ pub(super) fn check_segment(store: &dyn Store, object: &Listed, progress: &dyn P
 }
 
 /// What an error says about an object whose name stands next to it.
-pub(super) fn describe(error: &Error) -> String {
+pub(crate) fn describe(error: &Error) -> String {
     match error {
         Error::Damaged { what, .. } => what.clone(),
         Error::Missing { .. } => "it is missing".into(),

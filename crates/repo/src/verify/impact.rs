@@ -66,7 +66,7 @@ impl<'a> Impact<'a> {
 
     /// Whether a chunk or page has a place that is not bad.
     pub fn is_there(&self, id: &ChunkId) -> Result<bool> {
-        Ok(self.repo.inner.index.lookup(id, &|pack, entry| self.bad.is_good(pack, entry))?.is_some())
+        Ok(self.repo.inner.index.search(id, &|pack, entry| self.bad.is_good(pack, entry))?.is_some())
     }
 
     /// The byte ranges of a disk that are lost, in order.
@@ -141,7 +141,7 @@ impl<'a> Impact<'a> {
             if !seen.insert((id, level)) {
                 continue;
             }
-            if let Some(place) = self.repo.inner.index.lookup(&id, &|_, _| true)? {
+            if let Some(place) = self.repo.inner.index.search(&id, &|_, _| true)? {
                 packs.insert(place.pack.id());
             }
             let Some(level) = level else { continue };

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use virtward_model::PointId;
 
 pub use check::CheckReport;
+pub(crate) use ciphertext::describe;
 pub use ciphertext::{CiphertextReport, verify_ciphertext};
 pub(crate) use impact::Impact;
 pub(crate) use run::Bad;

@@ -7,6 +7,7 @@ mod format1;
 mod gc;
 mod hooked;
 mod independent;
+mod index;
 mod keys;
 mod mirror;
 mod races;

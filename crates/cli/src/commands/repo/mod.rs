@@ -7,6 +7,7 @@ pub mod heal;
 pub mod info;
 pub mod init;
 pub mod key;
+pub mod rebuild_index;
 
 use crate::{app::App, exit::Failure};
 
@@ -25,6 +26,8 @@ pub enum Command {
     Copy(copy::Args),
     /// Store lost data anew from another repository
     Heal(heal::Args),
+    /// Make the index anew from the packs
+    RebuildIndex(rebuild_index::Args),
     /// Passwords and key files that open the repository
     #[command(subcommand)]
     Key(key::Command),
@@ -39,6 +42,7 @@ pub async fn run(app: &App, command: &Command) -> Result<(), Failure> {
         Command::Gc(args) => gc::run(app, args).await,
         Command::Copy(args) => copy::run(app, args).await,
         Command::Heal(args) => heal::run(app, args).await,
+        Command::RebuildIndex(args) => rebuild_index::run(app, args).await,
         Command::Key(command) => key::run(app, command).await,
     }
 }
