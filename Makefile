@@ -33,6 +33,7 @@ lint:
 bench:
 	scripts/setup.sh bench
 	$(CARGO) build --release
+	$(CARGO) build --release -p virtward-repo --example index_scale
 	scripts/bench.sh
 
 fmt:

@@ -3,8 +3,9 @@
 #
 # Makes a 4 GiB disk with about 1.3 GiB of a real Debian file system, and the same disk with about 50 MB changed. Every
 # tool backs up the first state (full), then the second (incremental), restores the second to a new file (which is
-# compared), and verifies all that it stored. Virtward and virtnbdbackup do so with a running guest too. Everything is
-# in the page cache before each measurement. Prints tables and writes docs/benchmarks.md.
+# compared), and verifies all that it stored. Virtward and virtnbdbackup do so with a running guest too. An index of 100
+# million chunks is made and measured. Everything is in the page cache before each measurement. Prints tables and writes
+# docs/benchmarks.md.
 #
 #   --quick          a small disk, one run: to try the benchmark itself; writes no report unless --report is given
 #   --report FILE    write the report there
@@ -25,7 +26,8 @@ quick=
 report=
 disk_mib=4096
 change_mb=50
-need_gib=15
+need_gib=20
+scale_chunks=100000000
 
 say() { printf 'bench: %s\n' "$*" >&2; }
 die() {
@@ -41,7 +43,7 @@ die_with() {
 
 while [ $# -gt 0 ]; do
     case $1 in
-        --quick) quick=1 disk_mib=1024 change_mb=12 need_gib=3 runs=${BENCH_RUNS:-1} ;;
+        --quick) quick=1 disk_mib=1024 change_mb=12 need_gib=3 scale_chunks=1000000 runs=${BENCH_RUNS:-1} ;;
         --report)
             report=${2:?--report needs a file}
             shift
@@ -63,6 +65,8 @@ done
 for tool in virtward virtward-lab; do
     [ -x "$bin/$tool" ] || die "$bin/$tool is missing; build it with: cargo build --release"
 done
+[ -x "$bin/examples/index_scale" ] ||
+    die "$bin/examples/index_scale is missing; build it with: cargo build --release -p virtward-repo --example index_scale"
 case $runs in '' | *[!0-9]* | 0) die "BENCH_RUNS is '$runs'; give a number above 0" ;; esac
 
 cache=$work/cache
@@ -129,6 +133,8 @@ same() { cmp -s "$1" "$2" || die "$3 restored something else than was backed up"
 . "$here/bench/hot.sh"
 # shellcheck source=scripts/bench/limits.sh
 . "$here/bench/limits.sh"
+# shellcheck source=scripts/bench/scale.sh
+. "$here/bench/scale.sh"
 
 say "work directory $work, $runs run(s), disk of $disk_mib MiB"
 make_disks
@@ -136,6 +142,7 @@ load=$(cut -d ' ' -f 1 /proc/loadavg)
 awk -v load="$load" 'BEGIN {exit !(load > 0.5)}' &&
     say "note: the load of this machine is $load already; times will be worse than they could be, for all tools"
 measure_limits
+measure_scale
 for n in $(seq "$runs"); do
     say "disk images, run $n of $runs"
     offline
