@@ -135,7 +135,7 @@ fn measure(directory: &Path) -> Outcome<()> {
     let stream_per_s = seen as f64 / begin.elapsed().as_secs_f64();
     shuffle(&mut present);
     present.truncate(200_000);
-    let absent = absent(2_000_000);
+    let absent = absent(1_000_000);
     let (hit_1, found) = look_up(index, &present, 1);
     let (hit_2, _) = look_up(index, &present, 2);
     let (miss_1, false_positives) = look_up(index, &absent, 1);

@@ -1,8 +1,9 @@
 //! `repo rebuild-index`: the index again from the packs' own tables, whatever became of its segments.
 //!
 //! ```text
-//! list segments ─► list packs ─► read tails and tables ─► put new segments … the last one replaces all that were listed
-//!              ─► read the new ones again ─► delete the listed: readable ones first ─► compact
+//! list segments ─► list packs ─► read tails and tables ─► put new segments, read them again
+//!   ─► put the last one, which replaces all that were listed, read it again ─► delete the listed, readable ones first
+//!   ─► compact
 //! ```
 //! Safe beside writers: a pack is durable before the segment that lists it, so every pack of a listed segment is in the
 //! listing of packs, and segments that appear later stay. Packs that a running writer is about to index are then listed
@@ -73,7 +74,7 @@ struct Growing<'a> {
     origin: (ObjectId, u64),
     packs: Vec<Arc<PackInfo>>,
     entries: Vec<IndexEntry>,
-    /// Name, length and BLAKE3 of what was put.
+    /// Name, length and BLAKE3 of what was put and not read again.
     put: Vec<(String, u64, blake3::Hash)>,
 }
 
@@ -97,14 +98,14 @@ impl Growing<'_> {
         Ok(())
     }
 
-    /// Whether what was put is what is there.
-    fn verify(&self) -> Result<()> {
-        for (name, bytes, sum) in &self.put {
-            match self.repo.inner.store.get(name, *bytes) {
-                Ok(there) if blake3::hash(&there) == *sum => {}
-                Ok(_) => return Err(Error::damaged(&**name, "it is not what was just written")),
+    /// Reads what was put since the last time, and compares.
+    fn verify(&mut self) -> Result<()> {
+        for (name, bytes, sum) in std::mem::take(&mut self.put) {
+            match self.repo.inner.store.get(&name, bytes) {
+                Ok(there) if blake3::hash(&there) == sum => {}
+                Ok(_) => return Err(Error::damaged(name, "it is not what was just written")),
                 // Compacted already, by somebody who read it again too.
-                Err(Error::Missing { .. }) if self.is_replaced(name)? => {}
+                Err(Error::Missing { .. }) if self.is_replaced(&name)? => {}
                 Err(e) => return Err(e),
             }
         }
@@ -153,6 +154,7 @@ impl Repository {
             growing.add(&mut report, listed)?;
         }
         // Only the last one replaces: until it is there, the old index counts as well as the part of the new one.
+        growing.verify()?;
         let ids: Vec<ObjectId> = old.iter().filter_map(|name| names::leaf(name).parse().ok()).collect();
         if !growing.packs.is_empty() || !ids.is_empty() {
             growing.put(&ids)?;

@@ -385,6 +385,95 @@ fn an_input_that_is_gone_ends_a_compaction_without_harm() {
     assert_eq!(scene.segments().len(), 1);
 }
 
+/// Another process, which deletes what is in `doomed` as soon as a segment was put: it has compared that segment.
+struct Meddler {
+    inner: MemStore,
+    doomed: Vec<String>,
+}
+
+struct MeddlingWriter {
+    store: MemStore,
+    inner: Box<dyn ObjectWriter>,
+    doomed: Vec<String>,
+}
+
+impl ObjectWriter for MeddlingWriter {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.inner.write(bytes)
+    }
+    fn finish(self: Box<Self>) -> Result<Put> {
+        let put = self.inner.finish()?;
+        for name in &self.doomed {
+            self.store.delete(name)?;
+        }
+        Ok(put)
+    }
+}
+
+impl Store for Meddler {
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+    fn read_range(&self, name: &str, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.inner.read_range(name, offset, buf)
+    }
+    fn size(&self, name: &str) -> Result<u64> {
+        self.inner.size(name)
+    }
+    fn put_if_absent(&self, name: &str, bytes: &[u8]) -> Result<Put> {
+        self.inner.put_if_absent(name, bytes)
+    }
+    fn create(&self, name: &str) -> Result<Box<dyn ObjectWriter>> {
+        let inner = self.inner.create(name)?;
+        Ok(Box::new(MeddlingWriter { store: self.inner.clone(), inner, doomed: self.doomed.clone() }))
+    }
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
+        self.inner.list(prefix, each)
+    }
+    fn now(&self) -> Result<Timestamp> {
+        self.inner.now()
+    }
+    fn delete(&self, name: &str) -> Result<bool> {
+        self.inner.delete(name)
+    }
+}
+
+#[test]
+fn an_output_stays_when_others_rely_on_it() {
+    let scene = scene();
+    scene.put_range(0, 800);
+    scene.put_range(800, 900);
+    let complete = scene.places();
+    for doomed in [1, 2] {
+        let store = scene.store.fork();
+        let doomed = store.names()[..doomed].to_vec();
+        let index = scene.index_over(Meddler { inner: store.clone(), doomed });
+        let inputs = index.state().unwrap().segments.clone();
+        assert!(index.compact(ORIGIN, &inputs, &HashSet::new(), &()).unwrap().is_none());
+        assert_eq!(places(&scene.index_over(store)), complete);
+    }
+}
+
+#[test]
+fn dropped_packs_do_not_come_back_with_a_segment_that_nobody_deleted() {
+    let scene = scene();
+    let (old, going) = scene.put_range(0, 700);
+    let index = scene.index();
+    let drop = HashSet::from([going.id()]);
+    scene.put_range(700, 900);
+    let inputs = index.refresh().unwrap().segments.clone();
+    // Its maker dies before it deletes the inputs; the next one does not know why the pack was dropped.
+    index.compact(ORIGIN, &inputs, &drop, &()).unwrap().unwrap();
+    let again = index.refresh().unwrap();
+    assert_eq!((again.segments.len(), again.replaced.len()), (1, 2));
+    let done = index.compact(ORIGIN, &again.segments, &HashSet::new(), &()).unwrap().unwrap();
+    index.delete_inputs(&done).unwrap();
+    assert!(scene.segments().contains(&names::segment(&old)), "the case that this is about");
+    let index = scene.index();
+    assert!(!has(&index, 5) && has(&index, 800));
+    assert!(!index.state().unwrap().packs().contains_key(&going.id()));
+}
+
 /// Shows other listings than the true ones, in turn; then the true ones.
 struct SlowListing {
     inner: MemStore,
