@@ -357,6 +357,24 @@ fn an_output_that_nobody_compared_hides_nothing_and_is_made_good() {
 }
 
 #[test]
+fn an_output_that_lacks_entries_does_not_replace_the_inputs_that_are_left() {
+    let scene = scene();
+    let (first, _) = scene.put_range(0, 800);
+    let (second, _) = scene.put_range(800, 900);
+    let pack = scene.index().state().unwrap().packs().into_values().map(|p| (*p).clone()).collect::<Vec<_>>();
+    let number = |n: u64| u32::from(pack[0].footer.records != if n < 800 { 800 } else { 100 });
+    // Without the first chunk of the first segment; the second one is gone already.
+    let entries = (1..900).map(|n| entry(number(n), id(n), 256 + n as u32)).collect();
+    scene.put(&pack, &[first, second], entries);
+    scene.store.delete(&names::segment(&second)).unwrap();
+    let index = scene.index();
+    assert!(!has(&index, 0));
+    index.compact_all(ORIGIN, &HashSet::new(), &()).unwrap();
+    assert!((0..900).all(|n| has(&index, n)));
+    assert_eq!(scene.segments().len(), 1);
+}
+
+#[test]
 fn an_output_that_was_compared_by_nobody_yet_and_is_right_takes_over() {
     let scene = scene();
     scene.put_range(0, 800);
@@ -474,7 +492,7 @@ fn dropped_packs_do_not_come_back_with_a_segment_that_nobody_deleted() {
     assert!(!index.state().unwrap().packs().contains_key(&going.id()));
 }
 
-/// Shows other listings than the true ones, in turn; then the true ones.
+/// Shows other listings than the true ones, the last first; then the true ones.
 struct SlowListing {
     inner: MemStore,
     listings: Mutex<Vec<Vec<Listed>>>,
@@ -531,9 +549,9 @@ fn a_snapshot_is_complete_whatever_a_compaction_does_during_the_listing() {
     let done = index.compact(ORIGIN, &inputs, &HashSet::new(), &()).unwrap().unwrap();
     index.delete_inputs(&done).unwrap();
     let gap: Vec<Listed> = before.iter().filter(|o| o.name == names::segment(&untouched)).cloned().collect();
-    // Either the inputs are listed and gone, or neither they nor the output are listed.
-    for first in [before, gap] {
-        let store = SlowListing { inner: scene.store.clone(), listings: Mutex::new(vec![first]) };
+    // Either the inputs are listed and gone, or neither they nor the output are listed, or one after the other.
+    for listings in [vec![before.clone()], vec![gap.clone()], vec![before, gap]] {
+        let store = SlowListing { inner: scene.store.clone(), listings: Mutex::new(listings) };
         assert_eq!(places(&scene.index_over(store)), complete);
     }
 }
