@@ -33,6 +33,7 @@ PACK_DATA, PACK_META = 1, 2
 FANOUT = 256
 PLAIN_MAX = 4 << 20
 ENTRIES_PER_BLOCK = 512
+LINES_PER_PIECE = 16384
 
 
 class Bad(Exception):
@@ -206,7 +207,9 @@ class Repository:
         meta = self.keys.get(CLASS_META, SYMMETRIC, generation, name)
         key = derive("index segment", meta, data[96:128], self.id)
         aad = blake3.digest(data[:fences_at])
-        at = fences_at + 8 * blocks + TAG
+        lines = struct.unpack_from("<I", data, 128)[0]
+        # The filter only says sooner that something is not listed; it is skipped.
+        at = fences_at + 8 * blocks + TAG + 64 * lines + TAG * -(-lines // LINES_PER_PIECE)
         for number in range(blocks):
             count = min(per_block, entries - number * per_block)
             sealed = data[at:at + 48 * count + TAG]

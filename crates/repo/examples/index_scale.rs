@@ -71,6 +71,14 @@ fn memory() -> Outcome<(u64, u64)> {
     Ok((field("VmHWM:")?, field("VmRSS:")?))
 }
 
+/// Seconds that all threads of this process were at work.
+fn cpu_seconds() -> Outcome<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks: u64 = fields.get(11).unwrap_or(&"0").parse::<u64>()? + fields.get(12).unwrap_or(&"0").parse::<u64>()?;
+    Ok(ticks as f64 / 100.0)
+}
+
 /// Look-ups per second of all threads together, and how many found something.
 fn look_up(index: &Index, ids: &[ChunkId], threads: usize) -> (f64, u64) {
     let (begin, found) = (Instant::now(), AtomicU64::new(0));
@@ -116,10 +124,10 @@ fn shuffle(ids: &mut [ChunkId]) {
 fn measure(directory: &Path) -> Outcome<()> {
     let repo = Repository::open(Arc::new(FsStore::new(directory)), &secret()?)?;
     let index = repo.index();
-    let begin = Instant::now();
+    let (begin, before) = (Instant::now(), cpu_seconds()?);
     let state = index.state()?;
     let open_s = begin.elapsed().as_secs_f64();
-    let (open_peak, open_rss) = memory()?;
+    let (open_cpu_s, (open_peak, open_rss)) = (cpu_seconds()? - before, memory()?);
     let (chunks, segments) = (state.entries(), state.segments.len());
 
     let begin = Instant::now();
@@ -156,7 +164,8 @@ fn measure(directory: &Path) -> Outcome<()> {
         return Err(format!("{:?}", report.failed).into());
     }
     let line = json!({
-        "chunks": chunks, "segments": segments, "open_s": open_s, "open_peak_bytes": open_peak, "open_bytes": open_rss,
+        "chunks": chunks, "segments": segments, "open_s": open_s, "open_cpu_s": open_cpu_s,
+        "open_peak_bytes": open_peak, "open_bytes": open_rss,
         "hit_per_s_1": hit_1, "hit_per_s_2": hit_2, "miss_per_s_1": miss_1, "miss_per_s_2": miss_2,
         "filter_pass_rate": passed, "stream_per_s": stream_per_s, "peak_bytes": peak,
         "compact_s": compact_s, "compact_bytes": report.written_bytes, "compact_removed": report.removed,

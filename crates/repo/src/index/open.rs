@@ -53,13 +53,19 @@ impl Segment {
         }
         // Bounded by the length of the object, like everything that is allocated here.
         let clear_bytes = store.get_range(name, 0, header.clear_bytes())?;
-        let clear = Clear::decode(&clear_bytes).map_err(|e| e.at(name))?;
-        clear.check(ring, name).map_err(|e| e.at(name))?;
-        let seal = clear.header.seal(ring, &clear_bytes)?;
-        drop(clear_bytes);
-        let Clear { header, packs, replaces } = clear;
-        let (fences, filter) = (Vec::new(), Filter::default());
-        let mut segment = Self { name: name.into(), header, packs, replaces, flaw: None, seal, fences, filter };
+        header.check(ring, name).map_err(|e| e.at(name))?;
+        let seal = header.seal(ring, &clear_bytes)?;
+        let mut segment = Self {
+            name: name.into(),
+            header,
+            packs: Vec::new(),
+            replaces: Vec::new(),
+            flaw: None,
+            seal,
+            fences: Vec::new(),
+            filter: Filter::default(),
+        };
+        // Whatever opens, fences or a block, proves that the clear part is what was written: it is under the same seal.
         match segment.read_fences(store) {
             Ok(fences) => segment.fences = fences,
             Err(e @ Error::Damaged { .. }) => {
@@ -68,6 +74,9 @@ impl Segment {
             }
             Err(e) => return Err(e),
         }
+        let clear = Clear::decode_intact(&clear_bytes).map_err(|e| e.at(name))?;
+        drop(clear_bytes);
+        (segment.header, segment.packs, segment.replaces) = (clear.header, clear.packs, clear.replaces);
         match segment.read_filter(store) {
             Ok(filter) => segment.filter = filter,
             Err(e @ Error::Damaged { .. }) => segment.flaw = Some(e),
@@ -92,10 +101,11 @@ impl Segment {
     }
 
     fn read_filter(&self, store: &dyn Store) -> Result<Filter> {
-        let mut filter = Filter::with_capacity(self.header.filter_lines);
+        let (mut filter, mut sealed) = (Filter::with_capacity(self.header.filter_lines), Vec::new());
         for piece in 0..self.header.filter_pieces() {
             let (offset, len) = self.header.filter_range(piece);
-            let mut sealed = store.get_range(&self.name, offset, len)?;
+            sealed.resize(len, 0);
+            store.read_range(&self.name, offset, &mut sealed)?;
             filter.extend(self.seal.open_piece(piece, &mut sealed).map_err(|e| self.at(e))?);
         }
         Ok(filter)

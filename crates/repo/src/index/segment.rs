@@ -16,7 +16,7 @@ use crate::{
     error::Result,
     format::{ChunkId, Cursor, Malformed, ObjectId, names},
     keys::KeyRing,
-    pack::{Entry, Footer, PackInfo, layout::TAIL_BYTES},
+    pack::{Entry, Footer, Header as PackHeader, PackInfo, layout::TAIL_BYTES},
 };
 
 use super::filter::{LINE_BYTES, PIECE_LINES};
@@ -177,6 +177,14 @@ impl Header {
         })
     }
 
+    /// Whether it is that of the segment of that name in that repository.
+    pub fn check(&self, ring: &KeyRing, name: &str) -> Result<(), Malformed> {
+        if self.repository == ring.repository && names::segment(&self.segment) == name {
+            return Ok(());
+        }
+        Err(Malformed("it belongs to another name or repository"))
+    }
+
     /// Bytes of the clear part.
     pub fn clear_bytes(&self) -> usize {
         HEADER_BYTES + self.packs as usize * TAIL_BYTES + self.replaces as usize * 16
@@ -228,6 +236,8 @@ impl Header {
     }
 }
 
+type TailDecoder = fn(&[u8; TAIL_BYTES]) -> Result<(PackHeader, Footer), Malformed>;
+
 /// The clear part of a segment. Needs no key.
 #[derive(Clone, Debug)]
 pub struct Clear {
@@ -242,26 +252,27 @@ pub struct Clear {
 impl Clear {
     /// From the first [`Header::clear_bytes`] bytes (more are ignored).
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        Self::decode_with(bytes, Footer::decode)
+    }
+
+    /// From bytes that were authenticated: the packs' own checksums need not be looked at.
+    pub fn decode_intact(bytes: &[u8]) -> Result<Self, Malformed> {
+        Self::decode_with(bytes, Footer::decode_intact)
+    }
+
+    fn decode_with(bytes: &[u8], tail: TailDecoder) -> Result<Self, Malformed> {
         let header = Header::decode(bytes)?;
         let mut at = Cursor::new(bytes);
         at.take(HEADER_BYTES)?;
         let listed = at.take(header.packs as usize * TAIL_BYTES)?;
         let mut packs = Vec::with_capacity(header.packs as usize);
-        for tail in listed.as_chunks::<TAIL_BYTES>().0 {
-            let (header, footer) = Footer::decode(tail)?;
+        for bytes in listed.as_chunks::<TAIL_BYTES>().0 {
+            let (header, footer) = tail(bytes)?;
             packs.push(Arc::new(PackInfo { header, footer }));
         }
         let listed = at.take(header.replaces as usize * 16)?;
         let replaces = listed.as_chunks::<16>().0.iter().map(|id| ObjectId(*id)).collect();
         Ok(Self { header, packs, replaces })
-    }
-
-    /// Whether it is the segment of that name in that repository.
-    pub fn check(&self, ring: &KeyRing, name: &str) -> Result<(), Malformed> {
-        if self.header.repository == ring.repository && names::segment(&self.header.segment) == name {
-            return Ok(());
-        }
-        Err(Malformed("it belongs to another name or repository"))
     }
 }
 

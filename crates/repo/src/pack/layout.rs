@@ -87,13 +87,19 @@ impl Header {
 
     /// From its bytes; checks its checksum. Needs no key.
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, Malformed> {
-        let mut at = Cursor::new(bytes);
-        at.expect(MAGIC, "it does not begin as a pack")?;
-        let version = at.u16()?;
+        // What does not begin as a pack is not called a damaged one.
+        Cursor::new(bytes).expect(MAGIC, "it does not begin as a pack")?;
         if blake3::hash(&bytes[..HEADER_SUM_AT]).as_bytes()[..16] != bytes[HEADER_SUM_AT..] {
             return Err(Malformed("the checksum of its header does not match"));
         }
-        if version != VERSION {
+        Self::decode_intact(bytes)
+    }
+
+    /// From bytes that are known to be those that were written.
+    fn decode_intact(bytes: &[u8; HEADER_BYTES]) -> Result<Self, Malformed> {
+        let mut at = Cursor::new(bytes);
+        at.expect(MAGIC, "it does not begin as a pack")?;
+        if at.u16()? != VERSION {
             return Err(Malformed("it is a pack of a newer version; upgrade virtward"));
         }
         let (class, cipher) = (PackClass::from_byte(at.u8()?)?, Cipher::from_byte(at.u8()?)?);
@@ -277,8 +283,15 @@ impl Footer {
         if blake3::hash(&tail[..TAIL_BYTES - 24]).as_bytes()[..16] != tail[TAIL_BYTES - 24..TAIL_BYTES - 8] {
             return Err(Malformed("the checksum of its tail does not match"));
         }
+        let (header_bytes, _) = tail.split_first_chunk().ok_or(Malformed("it is too short"))?;
+        Header::decode(header_bytes)?;
+        Self::decode_intact(tail)
+    }
+
+    /// From a tail that is known to be the one that was written: an index segment has many, under a checksum of its own.
+    pub fn decode_intact(tail: &[u8; TAIL_BYTES]) -> Result<(Header, Self), Malformed> {
         let (header_bytes, rest) = tail.split_first_chunk().ok_or(Malformed("it is too short"))?;
-        let header = Header::decode(header_bytes)?;
+        let header = Header::decode_intact(header_bytes)?;
         let mut at = Cursor::new(rest);
         let (table_offset, table_bytes, records) = (at.u32()?, at.u32()?, at.u32()?);
         at.u32()?;
