@@ -100,6 +100,17 @@ fn copies_restore_when_the_original_is_gone_and_are_made_once() {
 }
 
 #[test]
+fn a_point_without_attachments_is_copied() {
+    let ((_, repo), (_, to)) = (mem_repo(), mirror());
+    let writer = repo.writer(small()).unwrap();
+    writer.publish(point("image", vec![]), vec![]).unwrap();
+    let id = repo.points().unwrap().points[0].id;
+    assert_eq!(repo.attachments(id).unwrap(), []);
+    assert_eq!(copy(&repo, &to, &[id]).unwrap().copied.len(), 1);
+    assert_eq!(to.attachments(id).unwrap(), []);
+}
+
+#[test]
 fn a_second_copy_does_nothing_and_one_repository_is_no_two() {
     let ((_, repo), (there, to)) = (mem_repo(), mirror());
     let states = history(&repo);
