@@ -119,6 +119,9 @@ impl Repository {
     /// The attachments of a restore point.
     pub fn attachments(&self, id: PointId) -> Result<Vec<Attachment>> {
         let record = self.record(id)?;
+        if record.attachments.chunks.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut stream = Vec::new();
         for chunk in &record.attachments.chunks {
             stream.extend_from_slice(&self.inner.read_record(chunk)?);

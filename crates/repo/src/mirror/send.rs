@@ -97,6 +97,11 @@ impl Repository {
                 Err(e @ (Error::Damaged { .. } | Error::Missing { .. } | Error::NoPoint { .. })) => {
                     report.failed.push((id, e));
                 }
+                // Another copy at the same moment got there first, or something that cannot be read has its name.
+                Err(e @ Error::AlreadyExists { .. }) => match to.point(id) {
+                    Ok(_) => report.present.push(id),
+                    Err(_) => report.failed.push((id, e)),
+                },
                 Err(e) => return Err(e),
             }
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use virtward_model::{DiskRecord, PointId, RestorePoint};
 use virtward_repo::{
-    CopyReport, Error, InitOptions, KdfCost, Repository, Secret, Store, VerifyOptions,
+    CopyReport, Error, GcOptions, InitOptions, KdfCost, Repository, Secret, Store, VerifyOptions,
     store::{
         faulty::{Faults, FaultyStore},
         mem::MemStore,
@@ -97,6 +97,17 @@ fn copies_restore_when_the_original_is_gone_and_are_made_once() {
     let expected =
         RestorePoint { disks: copied.disks.clone(), copied_from: copied.copied_from.clone(), ..states[1].0.clone() };
     assert_eq!(copied, expected, "all else is as it was");
+}
+
+#[test]
+fn a_point_without_attachments_is_copied() {
+    let ((_, repo), (_, to)) = (mem_repo(), mirror());
+    let writer = repo.writer(small()).unwrap();
+    writer.publish(point("image", vec![]), vec![]).unwrap();
+    let id = repo.points().unwrap().points[0].id;
+    assert_eq!(repo.attachments(id).unwrap(), []);
+    assert_eq!(copy(&repo, &to, &[id]).unwrap().copied.len(), 1);
+    assert_eq!(to.attachments(id).unwrap(), []);
 }
 
 #[test]
@@ -230,6 +241,13 @@ fn every_pack_damaged_heals_from_the_copy_and_the_other_way_round() {
             let again = repo.heal_from(&whole, &small(), &()).unwrap();
             assert_eq!((again.stored, again.healed.len()), (0, 0));
             assert!(!hurt.names().iter().any(|name| name.starts_with("leases/")));
+            // What was damaged is garbage now.
+            let collected = repo.collect_garbage(&GcOptions { writer: small(), ..GcOptions::default() }, &()).unwrap();
+            assert!(collected.waiting_for.is_empty(), "{collected:?}");
+            let repo = Repository::open(Arc::new(hurt), &hurt_secret).unwrap();
+            let clean = repo.verify(&VerifyOptions::default(), &()).unwrap();
+            assert!(clean.is_ok(), "{prefix} {reverse}: {:?}", clean.damaged);
+            assert_same(&repo, &states);
         }
     }
 }

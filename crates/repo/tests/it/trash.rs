@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use virtward_model::RestorePoint;
 use virtward_repo::{
-    Error, GRACE_DEFAULT, Repository, Store, VerifyOptions,
+    Error, GRACE_DEFAULT, GcOptions, Repository, Store, VerifyOptions,
     store::{
         faulty::{Faults, FaultyStore},
         mem::MemStore,
@@ -125,6 +125,26 @@ fn dying_at_any_step_of_deletion_or_recovery_loses_nothing() {
         }
         assert!((4..390).contains(&died), "{died}");
     }
+}
+
+#[test]
+fn a_collection_leaves_deleted_points_alone_until_their_grace_period_ends() {
+    let (store, repo, point, image) = scene();
+    let kept = back_up(&repo, "web2", &noise(5, 4 * CHUNK as usize)).unwrap();
+    repo.delete_point(point.id).unwrap();
+    let collect = |grace| {
+        let options = GcOptions { grace, writer: small(), ..GcOptions::default() };
+        open(store.clone()).collect_garbage(&options, &()).unwrap()
+    };
+    assert_eq!(collect(GRACE_DEFAULT).deleted_packs, 0);
+    open(store.clone()).recover_point(point.id, &()).unwrap();
+    assert!(collect(Duration::ZERO).deleted_packs == 0 && is_whole(&store, &point, &image), "it is back for good");
+    open(store.clone()).delete_point(point.id).unwrap();
+    std::thread::sleep(Duration::from_millis(5));
+    let freed = collect(Duration::ZERO);
+    assert!(freed.deleted_packs > 0 && freed.expired_points == [point.id], "{freed:?}");
+    assert!(matches!(open(store.clone()).recover_point(point.id, &()), Err(Error::NoPoint { .. })));
+    assert!(is_whole(&store, &kept, &noise(5, 4 * CHUNK as usize)));
 }
 
 #[test]
