@@ -180,7 +180,7 @@ impl Round<'_> {
         }
         let live = LiveSet::new(state.entries() as u64);
         self.mark(&roots, &live)?;
-        let uses = sweep(&inner.index, &state, &live, self.options.writer.threads, self.progress)?;
+        let uses = sweep(&inner.index, &live, self.options.writer.threads, self.progress)?;
         let condemned: HashSet<ObjectId> = epoch.condemned.iter().copied().collect();
         let view = View { state, present, condemned };
         let sentence = self.judge(&uses, &view, &live, &held)?;
@@ -393,7 +393,7 @@ impl Round<'_> {
         let has_live = |id: &&ObjectId| uses.get(id).is_some_and(|p| p.live_bytes > 0) && view.find(id).is_some();
         let sources: HashSet<ObjectId> = view.condemned.iter().filter(has_live).copied().collect();
         let mut wanted = Vec::new();
-        for (id, entries) in live_entries(&inner.index, &view.state, live, &sources)? {
+        for (id, entries) in live_entries(&inner.index, live, &sources)? {
             let pack = &uses[&id].info;
             let mut missed = Vec::new();
             for entry in entries {
@@ -431,7 +431,7 @@ impl Round<'_> {
         let oldest = held.iter().map(|h| h.epoch).min().unwrap_or(u64::MAX);
         let ripe: HashSet<ObjectId> =
             known.sentences().filter(|(_, since)| *since <= oldest).map(|(id, _)| id).collect();
-        let entries = live_entries(&inner.index, &view.state, live, &ripe)?;
+        let entries = live_entries(&inner.index, live, &ripe)?;
         let listed = view.state.packs();
         let (mut doomed, mut unlist) = (Vec::new(), HashSet::new());
         (self.report.pending_packs, self.report.pending_bytes) = (0, 0);

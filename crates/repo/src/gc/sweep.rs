@@ -34,6 +34,15 @@ pub struct PackUse {
 /// How much of every listed pack is referenced.
 pub fn sweep(
     index: &Index,
+    live: &LiveSet,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<HashMap<ObjectId, PackUse>> {
+    index.with_snapshot(|state| sweep_state(index, state, live, threads, progress))
+}
+
+fn sweep_state(
+    index: &Index,
     state: &State,
     live: &LiveSet,
     threads: usize,
@@ -62,7 +71,11 @@ pub fn sweep(
 }
 
 /// The referenced records of some packs, in the order of the pack.
-pub fn live_entries(
+pub fn live_entries(index: &Index, live: &LiveSet, packs: &HashSet<ObjectId>) -> Result<HashMap<ObjectId, Vec<Entry>>> {
+    index.with_snapshot(|state| live_entries_in(index, state, live, packs))
+}
+
+fn live_entries_in(
     index: &Index,
     state: &State,
     live: &LiveSet,
