@@ -265,7 +265,8 @@ impl Source {
     pub(super) async fn read_index(&self, index: u64) -> Result<ChunkBuf> {
         let start = index * u64::from(self.chunk_bytes);
         let length = u64::from(self.chunk_bytes).min(self.size_bytes - start);
-        let chunk = ChunkRead { start, length: length as u32, parts: vec![start..start + length] };
+        let whole = start..start + length;
+        let chunk = ChunkRead { start, length: length as u32, parts: vec![whole] };
         self.origin.read(chunk, || vec![0; length as usize]).await
     }
 }
