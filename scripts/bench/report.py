@@ -118,7 +118,7 @@ def scale_lines(results):
         ["entries read in sequence, million per second", number(get("stream_per_s") / 1e6, 1)],
         ["merging the segment of a small run, s", number(get("compact_s"))],
     ]  # fmt: skip
-    size = f"{get('chunks') / 1e6:.0f} million chunks ({get('chunks') / (1 << 20):.0f} TiB of disks) in {get('segments'):.0f} segments"
+    size = f"{get('chunks') / 1e6:.0f} million chunks ({get('chunks') / (1 << 20):.0f} TiB in chunks of 1 MiB) in {get('segments'):.0f} segments"
     return [f"The index alone, of {size}; none of its packs exists."] + [""] + table(["index", ""], rows)
 
 

@@ -573,7 +573,9 @@ fn look_ups_go_on_while_segments_are_compacted_away() {
 #[test]
 fn compactions_beside_each_other_lose_nothing() {
     let scene = scene();
-    (0..8).for_each(|n| drop(scene.put_range(n * 50, n * 50 + 50)));
+    for n in 0..8 {
+        scene.put_range(n * 50, n * 50 + 50);
+    }
     let complete = scene.places();
     std::thread::scope(|scope| {
         for _ in 0..3 {
@@ -589,7 +591,11 @@ fn compactions_beside_each_other_lose_nothing() {
                 assert!((0..400).all(|n| index.locate(&id(n)).is_ok() && other.locate(&id(n)).is_ok()));
             }
         });
-        scope.spawn(|| (8..20).for_each(|n| drop(scene.put_range(n * 50, n * 50 + 50))));
+        scope.spawn(|| {
+            for n in 8..20 {
+                scene.put_range(n * 50, n * 50 + 50);
+            }
+        });
     });
     assert!(scene.places().is_superset(&complete));
     let index = scene.index();
