@@ -126,7 +126,7 @@ impl Repository {
         let mut gone = inner.lost_packs(&state)?;
         gone.extend(&lease.condemned);
         let bad = Bad::packs(gone);
-        if let Some(lost) = Impact::new(self, &bad).damaged_points(&[record.clone()], progress)?.pop() {
+        if let Some(lost) = Impact::new(self, &bad).damaged_points(std::slice::from_ref(&record), progress)?.pop() {
             return Err(Error::Unrecoverable { lost: Box::new(lost) });
         }
         let (store, name) = (&*inner.store, names::point(id));

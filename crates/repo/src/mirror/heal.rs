@@ -194,7 +194,7 @@ impl Mender<'_> {
     }
 
     /// The mirror's bytes of a chunk; `None` if it has none, an empty buffer if they are zero.
-    fn from_mirror(&self, place: &Place<'_>, index: u64) -> Result<Option<Vec<u8>>> {
+    fn mirrored(&self, place: &Place<'_>, index: u64) -> Result<Option<Vec<u8>>> {
         let Some(copy) = &place.copy else { return Ok(None) };
         match unless_damaged(copy.chunk(&*self.mirror.inner, index))? {
             Some(Some(id)) => unless_damaged(self.mirror.inner.read_record(&id)),
@@ -211,7 +211,7 @@ impl Mender<'_> {
         if let Some(plain) = unless_damaged(self.repo.inner.read_record(id))? {
             return self.store_chunk(&plain).map(drop);
         }
-        let Some(mut plain) = self.from_mirror(place, index)? else { return Ok(()) };
+        let Some(mut plain) = self.mirrored(place, index)? else { return Ok(()) };
         // Around a change of the disk's size the same bytes may be stored with more or less of the zeros that follow.
         let listed = self.repo.inner.index.lookup(id, &|_, _| true)?.map(|place| place.entry.plain as usize);
         for len in [Some(plain.len()), listed, Some(room)].into_iter().flatten() {
@@ -249,7 +249,7 @@ impl Mender<'_> {
                 refs.push(page.map(|page| self.store_page(&page)).transpose()?);
                 continue;
             }
-            let Some(mut plain) = self.from_mirror(place, child)? else { return Ok(None) };
+            let Some(mut plain) = self.mirrored(place, child)? else { return Ok(None) };
             // A copy has its original's chunks, so that what is hashed here is what was hashed then.
             plain.truncate(place.room(child));
             self.meter.advance(plain.len() as u64);

@@ -35,6 +35,9 @@ pub struct DiskReader {
     chunks: Mutex<Cache<ChunkId, Arc<Vec<u8>>>>,
 }
 
+/// Number of a leaf, and indexes and ids of chunks in it.
+type LeafChunks = (u64, Vec<(u64, ChunkId)>);
+
 /// A range of a disk that may hold data; everything between extents is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
@@ -116,7 +119,7 @@ impl DiskReader {
     }
 
     /// The first leaf at or after `from` that has chunks to copy, with their indexes and ids.
-    fn next_to_copy(&self, from: u64) -> Result<Option<(u64, Vec<(u64, ChunkId)>)>> {
+    fn next_to_copy(&self, from: u64) -> Result<Option<LeafChunks>> {
         let (pages, tree) = (&*self.repo.inner, &self.tree);
         if let Some(since) = &self.since {
             let Some(leaf) = changed_leaf(pages, tree, since, from)? else { return Ok(None) };
