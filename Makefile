@@ -3,7 +3,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 BIN = target/release
 
-.PHONY: all build setup demo test bench lint fmt install uninstall fuzz clean
+.PHONY: all build setup demo test soak bench lint fmt install uninstall fuzz clean
 
 all: build
 
@@ -24,6 +24,11 @@ test:
 	scripts/setup.sh lab
 	$(CARGO) build
 	$(CARGO) test --workspace
+
+# Hours-long or large: not part of every change.
+soak:
+	scripts/setup.sh soak
+	scripts/soak.sh
 
 lint:
 	scripts/setup.sh build

@@ -2,7 +2,9 @@
 # All set-up for building, testing and benchmarking Virtward on Debian 12 or 13:
 #
 #   setup.sh build          what compiling and linking need
-#   setup.sh lab            build, and what the lab, the tests and the demo need, with the guests' kernel and image
+#   setup.sh lab            build, and what the lab, the tests and the demo need, with the guests' kernel and image and
+#                           the S3 server of the tests
+#   setup.sh soak           lab, and the object store that long tests run against
 #   setup.sh bench          lab, and the tools that the benchmark compares with
 #   setup.sh --dry-run MODE only say what would be done
 #
@@ -21,6 +23,9 @@ build_virt=(libvirt-dev)
 lab_virt=(qemu-system-x86 qemu-utils qemu-block-extra libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu)
 
 backports_file=/etc/apt/sources.list.d/virtward-backports.sources
+# Servers of the tests, built once into target/tools.
+s3s_fs="s3s-fs 0.14.1"
+garage="garage 2.5.0"
 image_cache=/var/cache/virtward-lab
 here=$(cd "$(dirname "$0")" && pwd)
 dry_run=
@@ -156,6 +161,18 @@ guest_image() {
     }
 }
 
+# $1: crate and version, then further arguments of cargo install
+tool() {
+    local tools=${CARGO_TARGET_DIR:-$here/../target}/tools name=${1% *} version=${1#* } cargo
+    grep -qsF "\"$1 " "$tools/.crates.toml" && [ -x "$tools/bin/$name" ] && return 0
+    say "to build: $1 in $tools, which takes some minutes"
+    [ -z "$dry_run" ] || return 0
+    cargo=$(command -v cargo || echo "${HOME:-/root}/.cargo/bin/cargo")
+    [ -x "$cargo" ] || die "there is no cargo to build it with; install Rust (https://rustup.rs)"
+    shift
+    "$cargo" install --quiet --locked --root "$tools" --version "$version" "$@" "$name"
+}
+
 mode=
 for argument; do
     case $argument in
@@ -164,20 +181,26 @@ for argument; do
             usage
             exit 0
             ;;
-        build | lab | bench) mode=$argument ;;
-        *) die "unknown argument '$argument'; give build, lab or bench" ;;
+        build | lab | soak | bench) mode=$argument ;;
+        *) die "unknown argument '$argument'; give build, lab, soak or bench" ;;
     esac
 done
-[ -n "$mode" ] || die "say for what: build, lab or bench (setup.sh --help)"
+[ -n "$mode" ] || die "say for what: build, lab, soak or bench (setup.sh --help)"
 command -v dpkg-query >/dev/null || die "this is no Debian; see docs/lab.md for what has to be installed"
 
 plain=("${build_packages[@]}")
 virt=("${build_virt[@]}")
-case $mode in lab | bench) plain+=("${lab_packages[@]}") virt+=("${lab_virt[@]}") ;; esac
+case $mode in lab | soak | bench) plain+=("${lab_packages[@]}") virt+=("${lab_virt[@]}") ;; esac
 case $mode in bench) plain+=("${bench_packages[@]}") ;; esac
 
 install_packages "$(missing "${plain[@]}" | tr '\n' ' ')" "$(missing "${virt[@]}" | tr '\n' ' ')"
-case $mode in lab | bench) guest_image ;; esac
+case $mode in
+    lab | soak | bench)
+        guest_image
+        tool "$s3s_fs" --features binary
+        ;;
+esac
+case $mode in soak) tool "$garage" ;; esac
 command -v cargo >/dev/null || [ -x "${HOME:-/root}/.cargo/bin/cargo" ] ||
     say "note: no cargo found; install Rust (https://rustup.rs) to build Virtward"
 say "$mode: ready"

@@ -47,7 +47,7 @@ pub struct Cli {
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// Repository: a directory [env: VIRTWARD_REPO] [default: /var/lib/virtward/repo]
+    /// Repository: a directory, or s3://bucket/prefix [env: VIRTWARD_REPO] [default: /var/lib/virtward/repo]
     #[arg(long, global = true, value_name = "LOCATION")]
     pub repo: Option<String>,
     /// libvirt to connect to [env: VIRTWARD_CONNECT] [default: qemu:///system]
@@ -59,6 +59,9 @@ pub struct Global {
     /// File with the repository's key [env: VIRTWARD_KEY_FILE] [default: repo.key beside the configuration file]
     #[arg(long, global = true, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
+    /// Refuse to delete anything in the repository
+    #[arg(long, global = true)]
+    pub append_only: bool,
     /// Configuration file [env: VIRTWARD_CONFIG] [default: /etc/virtward/config.toml]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,

@@ -13,7 +13,14 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 use virtward_decide::{pointref, retention::Age};
 use virtward_model::{Bytes, QuiesceRequest};
-use virtward_repo::Compression;
+use virtward_repo::{
+    Compression,
+    store::{
+        StoreOptions,
+        cache::CacheOptions,
+        s3::{LockMode, ObjectLock, S3Options},
+    },
+};
 
 use crate::{
     cli::Global,
@@ -36,6 +43,11 @@ struct File {
     key_file: Option<PathBuf>,
     runtime_dir: Option<PathBuf>,
     scratch_dir: Option<PathBuf>,
+    append_only: Option<bool>,
+    cache_dir: Option<PathBuf>,
+    #[serde(deserialize_with = "size")]
+    cache_size: Option<Bytes>,
+    s3: S3,
     backup: BackupDefaults,
     retention: Retention,
 }
@@ -66,6 +78,20 @@ pub struct Retention {
     pub min_age: Option<Age>,
 }
 
+/// `[s3]`: how object storage is reached.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+struct S3 {
+    endpoint: Option<String>,
+    region: Option<String>,
+    path_style: Option<bool>,
+    ca_file: Option<PathBuf>,
+    #[serde(deserialize_with = "lock_mode")]
+    object_lock_mode: Option<LockMode>,
+    object_lock_days: Option<u32>,
+    emulate_conditions: bool,
+}
+
 /// `[backup]`: what `backup run` and `backup image` do unless told otherwise on the command line.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
@@ -90,8 +116,28 @@ pub struct BackupDefaults {
 }
 
 /// Every key that the file may have, as it is written there.
-const KEYS: [(&str, &[&str]); 3] = [
-    ("", &["repo", "connect", "password-file", "key-file", "runtime-dir", "scratch-dir", "backup", "retention"]),
+const KEYS: [(&str, &[&str]); 4] = [
+    (
+        "",
+        &[
+            "repo",
+            "connect",
+            "password-file",
+            "key-file",
+            "runtime-dir",
+            "scratch-dir",
+            "append-only",
+            "cache-dir",
+            "cache-size",
+            "s3",
+            "backup",
+            "retention",
+        ],
+    ),
+    (
+        "s3",
+        &["endpoint", "region", "path-style", "ca-file", "object-lock-mode", "object-lock-days", "emulate-conditions"],
+    ),
     (
         "backup",
         &["quiesce", "pre-freeze", "post-thaw", "bandwidth", "compression", "scratch-reserve", "agent-timeout-s"],
@@ -133,6 +179,10 @@ fn compression<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Comp
     String::deserialize(input)?.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
+fn lock_mode<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<LockMode>, D::Error> {
+    String::deserialize(input)?.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
 fn rate<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Bytes>, D::Error> {
     match size(input)? {
         Some(Bytes(0)) => {
@@ -158,6 +208,8 @@ pub enum SecretSource {
 pub struct Settings {
     /// Repository location.
     pub repo: String,
+    /// How it is reached.
+    pub store: StoreOptions,
     /// libvirt URI.
     pub connect: String,
     /// Secret.
@@ -198,6 +250,7 @@ fn settle(
             .map_err(|value| Failure::new(Kind::Usage, format!("{name} is not valid UTF-8: {}", value.display()))),
         (None, None) => Ok(file.unwrap_or_else(|| default.to_owned())),
     };
+    let store = store_options(flags, env, &file)?;
     let layers = [
         ("the command line", flags.password_file.clone(), flags.key_file.clone()),
         (
@@ -225,12 +278,63 @@ fn settle(
     }
     Ok(Settings {
         repo: text(&flags.repo, "VIRTWARD_REPO", file.repo, DEFAULT_REPO)?,
+        store,
         connect: text(&flags.connect, "VIRTWARD_CONNECT", file.connect, DEFAULT_CONNECT)?,
         secret,
         runtime_dir: file.runtime_dir,
         scratch_dir: file.scratch_dir,
         backup: file.backup,
         retention: file.retention,
+    })
+}
+
+/// Bytes of local copies per repository, unless said otherwise.
+const DEFAULT_CACHE: Bytes = Bytes(8 << 30);
+
+fn store_options(flags: &Global, env: &dyn Fn(&str) -> Option<OsString>, file: &File) -> Result<StoreOptions, Failure> {
+    let text = |name: &str, file: &Option<String>| match env(name) {
+        Some(value) => value
+            .into_string()
+            .map(Some)
+            .map_err(|value| Failure::new(Kind::Usage, format!("{name} is not valid UTF-8: {}", value.display()))),
+        None => Ok(file.clone()),
+    };
+    let path_style = match text("VIRTWARD_S3_PATH_STYLE", &None)?.as_deref() {
+        None => file.s3.path_style,
+        Some("true" | "1" | "yes") => Some(true),
+        Some("false" | "0" | "no") => Some(false),
+        Some(other) => {
+            let message = format!("VIRTWARD_S3_PATH_STYLE is {other:?}; give true or false");
+            return Err(Failure::new(Kind::Usage, message));
+        }
+    };
+    let object_lock = match (file.s3.object_lock_mode, file.s3.object_lock_days) {
+        (None, None) => None,
+        (mode, Some(days @ 1..)) => Some(ObjectLock { mode: mode.unwrap_or(LockMode::Governance), days }),
+        (_, None | Some(0)) => {
+            let failure = Failure::new(Kind::Usage, "[s3] asks for object lock and not for how long");
+            return Err(failure.hint("set object-lock-days to the days that nobody may delete what was written"));
+        }
+    };
+    // `HOME` may be unset or not writable for a service; root has a place of its own.
+    let cache_dir = file.cache_dir.clone().or_else(|| {
+        let user = env("XDG_CACHE_HOME").map(PathBuf::from);
+        let home = || env("HOME").filter(|_| !rustix::process::geteuid().is_root());
+        let user = user.or_else(|| home().map(|home| Path::new(&home).join(".cache")));
+        Some(user.map_or_else(|| "/var/cache/virtward".into(), |dir| dir.join("virtward")))
+    });
+    let max_bytes = file.cache_size.unwrap_or(DEFAULT_CACHE).0;
+    Ok(StoreOptions {
+        s3: S3Options {
+            endpoint: text("VIRTWARD_S3_ENDPOINT", &file.s3.endpoint)?,
+            region: text("VIRTWARD_S3_REGION", &file.s3.region)?,
+            path_style,
+            ca_file: env("VIRTWARD_S3_CA_FILE").map(PathBuf::from).or_else(|| file.s3.ca_file.clone()),
+            object_lock,
+            emulate_conditions: file.s3.emulate_conditions,
+        },
+        append_only: flags.append_only || file.append_only.unwrap_or(false),
+        cache: cache_dir.filter(|_| max_bytes > 0).map(|dir| CacheOptions { dir, max_bytes }),
     })
 }
 
@@ -297,6 +401,32 @@ mod tests {
         let from_flags = settled(&flags, &env, file).unwrap();
         assert_eq!(from_flags.repo, "/flag");
         assert_eq!(from_flags.secret, SecretSource::KeyFile("/flag.key".into()));
+    }
+
+    #[test]
+    fn object_storage_is_told_by_environment_and_file() {
+        let file = "append-only = true\ncache-dir = \"/c\"\ncache-size = \"1GiB\"\n[s3]\nendpoint = \"http://f\"\n\
+                    region = \"f-1\"\npath-style = true\nca-file = \"/ca\"\nobject-lock-days = 14\n\
+                    object-lock-mode = \"compliance\"\n";
+        let store = settled(&Global::default(), &[("VIRTWARD_S3_ENDPOINT", "http://e")], file).unwrap().store;
+        assert_eq!((store.s3.endpoint.as_deref(), store.s3.region.as_deref()), (Some("http://e"), Some("f-1")));
+        assert_eq!((store.s3.path_style, store.append_only), (Some(true), true));
+        assert_eq!(store.s3.object_lock, Some(ObjectLock { mode: LockMode::Compliance, days: 14 }));
+        assert_eq!(store.cache, Some(CacheOptions { dir: "/c".into(), max_bytes: 1 << 30 }));
+        assert_eq!(settled(&Global::default(), &[], "cache-size = 0").unwrap().store.cache, None);
+        let xdg = settled(&Global::default(), &[("XDG_CACHE_HOME", "/x")], "").unwrap().store;
+        assert_eq!(xdg.cache.unwrap().dir, Path::new("/x/virtward"));
+        let flag = Global { append_only: true, ..Global::default() };
+        assert!(settled(&flag, &[], "").unwrap().store.append_only);
+        for (text, says) in [
+            ("[s3]\nobject-lock-mode = \"governance\"", "how long"),
+            ("[s3]\nobject-lock-days = 0", "how long"),
+            ("[s3]\nobject-lock-mode = \"strict\"\nobject-lock-days = 1", "strict"),
+            ("[s3]\nendpont = \"x\"", "endpont"),
+        ] {
+            let failure = settled(&Global::default(), &[], text).unwrap_err();
+            assert!(failure.message.contains(says), "{failure}");
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub async fn blocking<T: Send + 'static>(
 /// that is wrong. A repository that has lost its `config` still has its keys.
 pub fn store(app: &App) -> Result<Arc<dyn Store>, Failure> {
     let location = app.settings.repo.clone();
-    let store = store::open(&location)?;
+    let store = store::open_with(&location, &app.settings.store)?;
     if matches!(store.exists("config"), Ok(false)) {
         let mut keys = 0;
         store.list("keys/", &mut |_| {
@@ -79,7 +79,7 @@ pub async fn other(app: &App, location: &str, own: &OtherSecret, first: Secret) 
         (None, Some(path)) => secret::key_file(app, path).map(|found| (found.secret, found.origin))?,
         (None, None) => (first, format!("the secret of {}", app.settings.repo)),
     };
-    let store = store::open(location)?;
+    let store = store::open_with(location, &app.settings.store)?;
     match blocking(move || Ok(Repository::open(store, &secret))).await? {
         Err(error @ RepoError::WrongSecret { .. }) => {
             let hint = format!("{origin} was tried; name another one with {}", own.flags);

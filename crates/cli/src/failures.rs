@@ -51,7 +51,8 @@ fn repo_kind(error: &RepoError) -> Kind {
         | RepoError::Replaced { .. }
         | RepoError::NewerFormat { .. }
         | RepoError::Unsupported { .. } => Kind::Repository,
-        RepoError::Io { .. } => Kind::Repository,
+        RepoError::Remote { is_denied: true, .. } | RepoError::AppendOnly { .. } => Kind::PermissionDenied,
+        RepoError::Io { .. } | RepoError::Remote { .. } => Kind::Repository,
         RepoError::AlreadyExists { .. }
         | RepoError::LastKey { .. }
         | RepoError::KeysLeft { .. }
@@ -148,6 +149,11 @@ mod tests {
         HyperError { kind, call: "look up web1".into(), message: "no".into(), code: 38 }
     }
 
+    fn remote(is_denied: bool) -> RepoError {
+        let (what, hint) = ("no".into(), "do".into());
+        RepoError::Remote { action: "read", object: "s3://b/x".into(), what, hint, is_denied }
+    }
+
     #[test]
     fn every_trouble_has_its_status() {
         let location = || "/r".to_owned();
@@ -161,6 +167,9 @@ mod tests {
             (RepoError::Damaged { object: "p".into(), what: "w".into(), hint: "h".into() }.into(), 9),
             (RepoError::StorageFull { object: "p".into() }.into(), 10),
             (RepoError::PermissionDenied { action: "write", object: "p".into() }.into(), 11),
+            (RepoError::AppendOnly { object: "p".into() }.into(), 11),
+            (remote(true).into(), 11),
+            (remote(false).into(), 7),
             (RepoError::Cancelled.into(), 130),
             (hyper(HyperKind::Unreachable).into(), 6),
             (hyper(HyperKind::Denied).into(), 11),

@@ -147,6 +147,12 @@ pub enum Error {
         /// On which object.
         object: String,
     },
+    /// This host may add to the repository and not delete.
+    #[error("{object} was not deleted: this host uses the repository append-only; delete from the host that prunes it")]
+    AppendOnly {
+        /// Object that was to be deleted.
+        object: String,
+    },
     /// Any other failure of the store.
     #[error("cannot {action} {object}")]
     Io {
@@ -157,6 +163,20 @@ pub enum Error {
         /// The cause.
         #[source]
         source: Arc<io::Error>,
+    },
+    /// Object storage does not answer, or answers with a refusal.
+    #[error("cannot {action} {object}: {what}; {hint}")]
+    Remote {
+        /// What was tried.
+        action: &'static str,
+        /// URL of what it was tried on.
+        object: String,
+        /// What came back.
+        what: String,
+        /// What to do next.
+        hint: String,
+        /// Whether the credentials or a policy are the cause.
+        is_denied: bool,
     },
     /// The lease of this writer ran out, so what it wrote may have been collected as garbage.
     #[error("the lease of this backup run ended ({why}); nothing was published, run the backup again")]

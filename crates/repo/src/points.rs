@@ -1,6 +1,6 @@
 //! Restore points of an open repository: list, look up, attachments, and the figures of `repo info`.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -13,7 +13,7 @@ use crate::{
     manifest::point::{self, Attachment, PointRecord},
     pack::PackClass,
     repository::Repository,
-    util::lock,
+    util::{lock, parallel},
 };
 
 /// All restore points that can be read, and those that cannot.
@@ -68,19 +68,21 @@ impl Repository {
             listed.push(object.name);
             Ok(())
         })?;
-        let mut list = PointList::default();
-        for name in listed {
-            let record = match names::leaf(&name).parse() {
+        let list = Mutex::new(PointList::default());
+        parallel(&listed, self.inner.store.fetches_in_flight(), |name| {
+            let record = match names::leaf(name).parse() {
                 Ok(id) => self.record(id),
-                Err(e) => Err(Error::damaged(&*name, format!("its name is not that of a restore point: {e}"))),
+                Err(e) => Err(Error::damaged(&**name, format!("its name is not that of a restore point: {e}"))),
             };
             match record {
-                Ok(record) => list.points.push(record.point.clone()),
+                Ok(record) => lock(&list).points.push(record.point.clone()),
                 Err(Error::NoPoint { .. }) => {} // Deleted since the listing.
-                Err(e @ (Error::Io { .. } | Error::PermissionDenied { .. })) => return Err(e),
-                Err(e) => list.unreadable.push((name, e)),
+                Err(e @ (Error::Io { .. } | Error::PermissionDenied { .. } | Error::Remote { .. })) => return Err(e),
+                Err(e) => lock(&list).unreadable.push((name.clone(), e)),
             }
-        }
+            Ok(())
+        })?;
+        let mut list = list.into_inner().unwrap_or_else(|e| e.into_inner());
         list.points.sort_by_key(|p| (p.taken, p.id));
         list.unreadable.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(list)

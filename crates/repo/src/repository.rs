@@ -335,6 +335,7 @@ impl Inner {
 
     /// Forgets what was read, so that a check sees the store and not the caches.
     pub(crate) fn forget(&self) {
+        self.store.forget();
         lock(&self.pages).clear();
         lock(&self.points).clear();
     }

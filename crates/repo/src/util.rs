@@ -9,7 +9,10 @@ use std::{
     },
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    store::Store,
+};
 
 /// Locks, ignoring poison: every critical section here leaves its data consistent at each step.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -89,9 +92,17 @@ pub fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(2, |n| n.get()).min(64)
 }
 
+/// Number of threads that read from a store and work on what they read.
+pub fn reading_threads(store: &dyn Store, wanted: usize) -> usize {
+    if wanted == 0 { default_threads().max(store.fetches_in_flight()) } else { wanted }
+}
+
 /// Runs `act` over items on several threads; the first error ends it.
 pub fn parallel<T: Sync>(items: &[T], threads: usize, act: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
     let threads = if threads == 0 { default_threads() } else { threads }.min(items.len());
+    if threads <= 1 {
+        return items.iter().try_for_each(act);
+    }
     let (next, failed) = (AtomicUsize::new(0), OnceLock::<Error>::new());
     std::thread::scope(|scope| {
         for _ in 0..threads {

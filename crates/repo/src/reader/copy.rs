@@ -30,12 +30,15 @@ const GAP_BYTES_MAX: u64 = 128 << 10;
 /// Leaf pages planned at once.
 const WINDOW_LEAVES: usize = 4;
 
+/// Fetches in flight even from a store that answers at once.
+const IN_FLIGHT_MIN: usize = 16;
+
 /// How to copy a disk out.
 #[derive(Clone, Default)]
 pub struct RestoreOptions<'a> {
     /// Threads that decode at the same time; 0 is one per core.
     pub threads: usize,
-    /// Fetches in flight; 0 is 16.
+    /// Fetches in flight; 0 is 16, or more if the store says that it pays.
     pub in_flight: usize,
     /// Raised to end with [`Error::Cancelled`].
     pub cancel: Option<&'a AtomicBool>,
@@ -88,7 +91,11 @@ impl DiskReader {
         S: Fn(u64, &[u8]) -> io::Result<()> + Sync + ?Sized,
     {
         let threads = if options.threads == 0 { default_threads() } else { options.threads };
-        let in_flight = if options.in_flight == 0 { 16 } else { options.in_flight }.clamp(1, 256);
+        let in_flight = match options.in_flight {
+            0 => self.repo.inner.store.fetches_in_flight().max(IN_FLIGHT_MIN),
+            given => given,
+        };
+        let in_flight = in_flight.clamp(1, 256);
         let copy = Copy {
             reader: self,
             sink,

@@ -5,9 +5,13 @@
 //! acknowledged before the listing began; nothing is overwritten. Names are relative, of `[a-z0-9._-]` and slashes.
 //! Not here: keys, formats, retries of whole operations.
 
+pub mod append;
+pub mod cache;
 pub mod faulty;
 pub mod fs;
 pub mod mem;
+mod retry;
+pub mod s3;
 
 use std::{path::Path, sync::Arc};
 
@@ -88,28 +92,69 @@ pub trait Store: Send + Sync {
     }
     /// Removes what dead writers left half-written. Never touches what a live writer uses. Best effort.
     fn clean(&self) {}
+    /// Forgets copies that are held in front of the store, so that what is read next comes from the store itself.
+    fn forget(&self) {}
+    /// Fetches in flight that pay, however few cores there are: many where an answer takes long to come.
+    fn fetches_in_flight(&self) -> usize {
+        1
+    }
+    /// Keeps objects from being deleted until an instant at least, where the store enforces such a thing (object lock)
+    /// and is told to. Objects that are gone are passed over.
+    fn renew(&self, names: &mut dyn Iterator<Item = String>, until: Timestamp) -> Result<()> {
+        let _ = (names, until);
+        Ok(())
+    }
 }
 
-/// Opens the store behind a path, a `file://` URL or (later) an object storage URL. Creates nothing.
+/// How stores are opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoreOptions {
+    /// Object storage.
+    pub s3: s3::S3Options,
+    /// Refuse to delete anything: see [`append::AppendOnly`].
+    pub append_only: bool,
+    /// Local copies of the index of a remote store.
+    pub cache: Option<cache::CacheOptions>,
+}
+
+/// Opens the store behind a path, a `file://` URL or an `s3://bucket/prefix` URL. Creates nothing there.
 pub fn open(url_or_path: &str) -> Result<Arc<dyn Store>> {
-    let path = match url_or_path.split_once("://") {
-        None => url_or_path,
-        Some(("file", path)) if path.starts_with('/') => path,
-        Some(("file", _)) => {
-            return Err(Error::Unsupported {
-                what: format!("{url_or_path} names another host; write file:///path with three slashes"),
-            });
-        }
-        Some((scheme, _)) => {
-            return Err(Error::Unsupported {
-                what: format!("{url_or_path}: {scheme}:// is not supported yet; use a directory, local or mounted"),
-            });
-        }
+    open_with(url_or_path, &StoreOptions::default())
+}
+
+/// The same with options.
+pub fn open_with(url_or_path: &str, options: &StoreOptions) -> Result<Arc<dyn Store>> {
+    let store = match url_or_path.strip_prefix("s3://") {
+        Some(rest) => with_cache(Arc::new(s3::S3Store::open(rest, &options.s3)?), options),
+        None => Arc::new(fs::FsStore::new(local(url_or_path)?)),
     };
-    if path.is_empty() {
-        return Err(Error::Unsupported { what: "the path of the repository is empty".into() });
+    Ok(if options.append_only { Arc::new(append::AppendOnly::new(store)) } else { store })
+}
+
+fn with_cache(store: Arc<dyn Store>, options: &StoreOptions) -> Arc<dyn Store> {
+    let Some(cache) = &options.cache else { return store };
+    match cache::CachedStore::new(store.clone(), cache) {
+        Ok(cached) => Arc::new(cached),
+        Err(error) => {
+            tracing::warn!(%error, "no local copies of the index are kept, which makes everything slower");
+            store
+        }
     }
-    Ok(Arc::new(fs::FsStore::new(Path::new(path))))
+}
+
+fn local(url_or_path: &str) -> Result<&Path> {
+    let unsupported = |what: String| Err(Error::Unsupported { what });
+    match url_or_path.split_once("://") {
+        None if url_or_path.is_empty() => unsupported("the path of the repository is empty".into()),
+        None => Ok(Path::new(url_or_path)),
+        Some(("file", path)) if path.starts_with('/') => Ok(Path::new(path)),
+        Some(("file", _)) => {
+            unsupported(format!("{url_or_path} names another host; write file:///path with three slashes"))
+        }
+        Some((scheme, _)) => unsupported(format!(
+            "{scheme}:// is not supported; use a directory, local or mounted, or s3://bucket/prefix"
+        )),
+    }
 }
 
 /// Names that can be objects: they stay inside the store on every implementation.

@@ -26,7 +26,7 @@ use crate::{
     },
     progress::Progress,
     store::{Listed, Store},
-    util::{lock, parallel},
+    util::{lock, parallel, reading_threads},
 };
 
 /// Bytes read at once.
@@ -54,6 +54,8 @@ impl CiphertextReport {
 
 /// Checks every object of a store by its own checksum, and that no pack of any index segment is missing.
 pub fn verify_ciphertext(store: &dyn Store, threads: usize, progress: &dyn Progress) -> Result<CiphertextReport> {
+    store.forget();
+    let threads = reading_threads(store, threads);
     let mut objects = Vec::new();
     store.list("", &mut |object| {
         objects.push(object);

@@ -24,7 +24,7 @@ use crate::{
     },
     progress::Progress,
     repository::Repository,
-    util::{lock, parallel},
+    util::{lock, parallel, reading_threads},
 };
 
 /// Packs whose tables are held at once.
@@ -241,8 +241,9 @@ struct Group<'a> {
 
 impl Run<'_> {
     fn batch(&self, packs: &[Arc<PackInfo>], options: &VerifyOptions) -> Result<()> {
+        let threads = reading_threads(&*self.repo.inner.store, options.threads);
         let tables = Mutex::new(Vec::with_capacity(packs.len()));
-        parallel(packs, options.threads, |pack| {
+        parallel(packs, threads, |pack| {
             if self.progress.is_cancelled() {
                 return Err(Error::Cancelled);
             }
@@ -268,7 +269,7 @@ impl Run<'_> {
         })?;
         let tables = tables.into_inner().unwrap_or_else(|e| e.into_inner());
         let groups: Vec<Group<'_>> = tables.iter().flat_map(|(pack, table)| groups(pack, table)).collect();
-        parallel(&groups, options.threads, |group| self.group(group))
+        parallel(&groups, threads, |group| self.group(group))
     }
 
     /// The pack as a whole; its table if its records must be decoded.

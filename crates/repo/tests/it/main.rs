@@ -1,6 +1,7 @@
 //! The repository as its callers see it: one binary, one module per promise.
 
 mod common;
+mod contract;
 mod crash;
 mod damage;
 mod format1;

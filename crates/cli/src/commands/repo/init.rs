@@ -40,7 +40,7 @@ struct Chosen {
 
 /// Creates the repository.
 pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
-    let store = store::open(&app.settings.repo)?;
+    let store = store::open_with(&app.settings.repo, &app.settings.store)?;
     let Chosen { secret, key } = choose(app)?;
     let options = InitOptions { sealed: args.sealed, ..InitOptions::default() };
     let repository = blocking(move || Ok(Repository::init(store, &secret, &options)?)).await?;

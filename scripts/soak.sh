@@ -1,0 +1,8 @@
+#!/bin/bash
+# Tests that take long or need large servers. Run by `make soak`, which does the set-up.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tools=${CARGO_TARGET_DIR:-$PWD/target}/tools
+
+# The repository on Garage, a clustered object store: the test starts a node of its own.
+VIRTWARD_SOAK_GARAGE="$tools/bin/garage" cargo test -p virtward-repo --test s3 soak:: -- --nocapture
