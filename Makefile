@@ -21,7 +21,7 @@ demo:
 
 # The binaries come first: end-to-end tests drive them from outside, as a user does.
 test:
-	scripts/setup.sh lab
+	scripts/setup.sh test
 	$(CARGO) build
 	$(CARGO) test --workspace
 

@@ -2,9 +2,9 @@
 # All set-up for building, testing and benchmarking Virtward on Debian 12 or 13:
 #
 #   setup.sh build          what compiling and linking need
-#   setup.sh lab            build, and what the lab, the tests and the demo need, with the guests' kernel and image and
-#                           the S3 server of the tests
-#   setup.sh soak           lab, and the object store that long tests run against
+#   setup.sh lab            build, and what the lab and the demo need, with the guests' kernel and image
+#   setup.sh test           lab, and the S3 server of the tests
+#   setup.sh soak           test, and the object store that long tests run against
 #   setup.sh bench          lab, and the tools that the benchmark compares with
 #   setup.sh --dry-run MODE only say what would be done
 #
@@ -181,25 +181,23 @@ for argument; do
             usage
             exit 0
             ;;
-        build | lab | soak | bench) mode=$argument ;;
-        *) die "unknown argument '$argument'; give build, lab, soak or bench" ;;
+        build | lab | test | soak | bench) mode=$argument ;;
+        *) die "unknown argument '$argument'; give build, lab, test, soak or bench" ;;
     esac
 done
-[ -n "$mode" ] || die "say for what: build, lab, soak or bench (setup.sh --help)"
+[ -n "$mode" ] || die "say for what: build, lab, test, soak or bench (setup.sh --help)"
 command -v dpkg-query >/dev/null || die "this is no Debian; see docs/lab.md for what has to be installed"
 
 plain=("${build_packages[@]}")
 virt=("${build_virt[@]}")
-case $mode in lab | soak | bench) plain+=("${lab_packages[@]}") virt+=("${lab_virt[@]}") ;; esac
+case $mode in lab | test | soak | bench) plain+=("${lab_packages[@]}") virt+=("${lab_virt[@]}") ;; esac
 case $mode in bench) plain+=("${bench_packages[@]}") ;; esac
 
 install_packages "$(missing "${plain[@]}" | tr '\n' ' ')" "$(missing "${virt[@]}" | tr '\n' ' ')"
 case $mode in
-    lab | soak | bench)
-        guest_image
-        tool "$s3s_fs" --features binary
-        ;;
+    lab | test | soak | bench) guest_image ;;
 esac
+case $mode in test | soak) tool "$s3s_fs" --features binary ;; esac
 case $mode in soak) tool "$garage" ;; esac
 command -v cargo >/dev/null || [ -x "${HOME:-/root}/.cargo/bin/cargo" ] ||
     say "note: no cargo found; install Rust (https://rustup.rs) to build Virtward"

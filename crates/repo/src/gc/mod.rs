@@ -191,6 +191,7 @@ impl Round<'_> {
         let is_new = self.condemn(&epoch, &view, &sentence)?;
         let view = self.move_out(view, &live, &uses)?;
         self.delete(&epoch, &view, &live, &held)?;
+        self.renew(&view)?;
         self.tidy(self.report.epoch)?;
         Ok(is_new && held.is_empty())
     }
@@ -489,6 +490,22 @@ impl Round<'_> {
             }
             Err(e) => Err(e),
         }
+    }
+
+    /// Where objects are protected for a time, that of everything that is still needed begins anew.
+    fn renew(&self, view: &View) -> Result<()> {
+        let store = &*self.repo.inner.store;
+        let Some(period) = store.retention() else { return Ok(()) };
+        let condemned = |name: &str| names::parse_pack(name).is_some_and(|pack| view.condemned.contains(&pack));
+        let mut needed = Vec::new();
+        store.list("", &mut |object| {
+            if !condemned(&object.name) {
+                needed.push(object.name);
+            }
+            Ok(())
+        })?;
+        let until = store.now()?.checked_add(period).unwrap_or(Timestamp::MAX);
+        store.renew(&mut needed.into_iter(), until)
     }
 
     /// Removes small objects that have no use any more.

@@ -76,6 +76,9 @@ impl Store for AppendOnly {
     fn fetches_in_flight(&self) -> usize {
         self.inner.fetches_in_flight()
     }
+    fn retention(&self) -> Option<std::time::Duration> {
+        self.inner.retention()
+    }
     fn renew(&self, names: &mut dyn Iterator<Item = String>, until: Timestamp) -> Result<()> {
         self.inner.renew(names, until)
     }

@@ -139,6 +139,18 @@ impl Store for FaultyStore {
     fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
         self.apply(prefix, false, || self.inner.list(prefix, each))
     }
+    fn forget(&self) {
+        self.inner.forget();
+    }
+    fn fetches_in_flight(&self) -> usize {
+        self.inner.fetches_in_flight()
+    }
+    fn retention(&self) -> Option<Duration> {
+        self.inner.retention()
+    }
+    fn renew(&self, names: &mut dyn Iterator<Item = String>, until: Timestamp) -> Result<()> {
+        self.apply("retention", true, || self.inner.renew(names, until))
+    }
     fn now(&self) -> Result<Timestamp> {
         self.apply("the clock", false, || self.inner.now())
     }

@@ -13,7 +13,7 @@ pub mod mem;
 mod retry;
 pub mod s3;
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -97,6 +97,10 @@ pub trait Store: Send + Sync {
     /// Fetches in flight that pay, however few cores there are: many where an answer takes long to come.
     fn fetches_in_flight(&self) -> usize {
         1
+    }
+    /// How long objects are kept from being deleted after they were written or renewed, if the store does so.
+    fn retention(&self) -> Option<Duration> {
+        None
     }
     /// Keeps objects from being deleted until an instant at least, where the store enforces such a thing (object lock)
     /// and is told to. Objects that are gone are passed over.

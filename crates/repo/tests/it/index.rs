@@ -141,11 +141,14 @@ fn compaction_over_a_store_that_errs_and_tears_loses_no_entry() {
     assert!(failed > 5, "{failed}");
 }
 
+/// What was done, to which object, and the range.
+type Noted = (&'static str, String, u64, u64);
+
 /// Remembers what is done to segments.
 #[derive(Clone)]
 struct Watched {
     inner: MemStore,
-    log: Arc<Mutex<Vec<(&'static str, String, u64, u64)>>>,
+    log: Arc<Mutex<Vec<Noted>>>,
 }
 
 impl Watched {

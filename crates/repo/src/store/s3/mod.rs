@@ -280,6 +280,11 @@ impl Store for S3Store {
         IN_FLIGHT
     }
 
+    fn retention(&self) -> Option<std::time::Duration> {
+        let lock = self.0.client.settings.object_lock?;
+        Some(std::time::Duration::from_secs(86_400 * u64::from(lock.days)))
+    }
+
     fn renew(&self, names: &mut dyn Iterator<Item = String>, until: Timestamp) -> Result<()> {
         let Some(lock) = self.0.client.settings.object_lock else { return Ok(()) };
         loop {
