@@ -3,7 +3,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 BIN = target/release
 
-.PHONY: all build setup demo test soak bench lint fmt install uninstall fuzz clean
+.PHONY: all build setup demo test soak bench lint fmt install uninstall clean
 
 all: build
 

@@ -10,6 +10,8 @@ mod crypto;
 mod direct;
 mod error;
 pub mod format;
+#[doc(hidden)]
+pub mod fuzz;
 mod gc;
 mod hold;
 #[doc(hidden)]

@@ -4,44 +4,17 @@ use proptest::prelude::*;
 
 use crate::{
     crypto::Key,
-    format::{ChunkId, ObjectId, config::Config, cursor::push_checksum, envelope, envelope::Kind},
-    index::segment::{self, Clear, IndexEntry},
+    format::{ChunkId, ObjectId, config::Config, cursor::push_checksum},
+    fuzz::everything,
+    index::segment::{self, IndexEntry},
     keys::{KdfCost, KeyRing, Secret, ring::Class, slot},
-    manifest::{Page, Ref, page::PAGE_BYTES_MAX, point},
+    manifest::{Page, Ref, point},
     pack::{
         Encoding, Entry, Footer, Header, PackClass, PackInfo,
         codec::{Compression, Compressor, decompress},
         layout::{HEADER_BYTES, TAIL_BYTES},
     },
 };
-
-fn everything(bytes: &[u8]) {
-    for kind in [Kind::Config, Kind::KeySlot, Kind::Point, Kind::Epoch, Kind::Lease] {
-        let _ = envelope::parse(bytes, kind);
-    }
-    let _ = Config::decode(bytes);
-    let _ = slot::describe("keys/00", bytes);
-    let _ = Clear::decode(bytes);
-    let _ = point::decode_attachments(bytes);
-    let _ = KeyRing::decode(ObjectId([0; 16]), bytes);
-    for level in 0..4 {
-        if let Ok(page) = Page::decode(bytes, level) {
-            assert!(page.encode().len() <= PAGE_BYTES_MAX);
-        }
-    }
-    if let Some(header) = bytes.first_chunk::<HEADER_BYTES>() {
-        let _ = Header::decode(header);
-    }
-    if let Some(tail) = bytes.first_chunk::<TAIL_BYTES>() {
-        let _ = Footer::decode(tail);
-    }
-    let mut out = Vec::new();
-    for encoding in [Encoding::Plain, Encoding::Lz4, Encoding::Zstd] {
-        if decompress(encoding, bytes, 5000, &mut out).is_ok() {
-            assert_eq!(out.len(), 5000);
-        }
-    }
-}
 
 fn entry(id: u8) -> Entry {
     Entry { id: ChunkId([id; 32]), offset: 256, stored: 116, plain: 500, encoding: Encoding::Zstd }

@@ -234,10 +234,12 @@ impl Round<'_> {
             other => Some(other),
         });
         let mut roots = Roots { points: points.collect::<Result<_>>()?, trash: Vec::new() };
+        // A deletion that met a new hold and died before it put the restore point back.
+        let holds = self.repo.holds()?;
         let now = store.now()?;
         for (id, deleted) in trash {
             let age = Duration::try_from(now.duration_since(deleted)).unwrap_or_default();
-            if age > self.options.grace {
+            if age > self.options.grace && !holds.contains_key(&id) {
                 if !self.options.dry_run {
                     store.delete(&names::trash(id))?;
                 }

@@ -15,7 +15,7 @@ mod settings;
 mod sign;
 mod tls;
 mod upload;
-mod xml;
+pub(crate) mod xml;
 
 use std::sync::{
     Arc,
