@@ -84,7 +84,8 @@ fn what_is_no_repository_is_called_so_before_a_secret_is_wanted() {
     fs::create_dir(sandbox.path("repo")).unwrap();
     let ran = sandbox.run(&["backup", "list", "--json"]).code(7).says("hint:");
     assert_eq!(ran.error()["kind"], "repository");
-    sandbox.run(&["repo", "info", "--repo", "s3://bucket"]).code(7);
+    sandbox.run(&["repo", "info", "--repo", "ftp://host/repo"]).code(7);
+    sandbox.run(&["repo", "info", "--repo", "s3://bucket"]).code(11).says("no credentials");
 }
 
 #[test]
