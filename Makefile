@@ -19,10 +19,9 @@ demo:
 	$(CARGO) build --release
 	$(BIN)/virtward-lab demo --virtward $(BIN)/virtward
 
-# The binaries come first: end-to-end tests drive them from outside, as a user does.
+# Cargo builds the binaries of all packages that have tests; end-to-end tests drive them from outside, as a user does.
 test:
 	scripts/setup.sh test
-	$(CARGO) build
 	$(CARGO) test --workspace
 
 # Hours-long or large: not part of every change.
