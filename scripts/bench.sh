@@ -142,7 +142,6 @@ load=$(cut -d ' ' -f 1 /proc/loadavg)
 awk -v load="$load" 'BEGIN {exit !(load > 0.5)}' &&
     say "note: the load of this machine is $load already; times will be worse than they could be, for all tools"
 measure_limits
-measure_scale
 for n in $(seq "$runs"); do
     say "disk images, run $n of $runs"
     offline
@@ -152,6 +151,8 @@ for n in $(seq "$runs"); do
     say "running guest, run $n of $runs"
     hot
 done
+# Last: it writes gigabytes, which would still be on their way to the disk while others are measured.
+measure_scale
 describe >"$run/machine.json"
 
 python3 -I "$here/bench/report.py" "$results" "$run/machine.json" ${report:+--write "$report"} \
