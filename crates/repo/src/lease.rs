@@ -183,7 +183,7 @@ fn try_held_leases(store: &dyn Store, ring: &KeyRing) -> Result<Vec<Held>> {
     let now = store.now()?;
     let mut held = Vec::with_capacity(newest.len());
     for (writer, object) in newest {
-        let silent = Duration::try_from(now.duration_since(object.modified)).unwrap_or_default();
+        let silent = object.age(now);
         let bytes = store.get(&object.name, envelope::ENVELOPE_BYTES_MAX)?;
         // A beat that cannot be read still is somebody's lease: of any epoch, until it has been silent for long.
         let (epoch, ttl) = match sealed::open::<Beat>(ring, Kind::Lease, &object.name, &bytes) {
@@ -203,10 +203,14 @@ pub fn end_lease(store: &dyn Store, writer: &ObjectId) -> Result<()> {
     match store.put_if_absent(&end, &[])? {
         Put::Created | Put::Exists => {}
     }
+    delete_beats(store, writer)
+}
+
+fn delete_beats(store: &dyn Store, writer: &ObjectId) -> Result<()> {
     let mut beats = Vec::new();
     let mine = writer.to_string();
     store.list(names::LEASES, &mut |object| {
-        if names::leaf(&object.name).starts_with(&mine) && object.name != end {
+        if names::leaf(&object.name).starts_with(&mine) && !object.name.ends_with(".end") {
             beats.push(object.name);
         }
         Ok(())
@@ -323,15 +327,7 @@ impl Drop for Lease {
             let _ = thread.join();
         }
         let State { store, writer, .. } = &*self.state;
-        let mut beats = Vec::new();
-        let mine = writer.to_string();
-        let listed = store.list(names::LEASES, &mut |object| {
-            if names::leaf(&object.name).starts_with(&mine) && !object.name.ends_with(".end") {
-                beats.push(object.name);
-            }
-            Ok(())
-        });
-        if listed.is_err() || beats.iter().any(|name| store.delete(name).is_err()) {
+        if delete_beats(&**store, writer).is_err() {
             let _ = store.put_if_absent(&names::lease_end(writer), &[]);
         }
     }

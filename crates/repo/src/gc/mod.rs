@@ -39,6 +39,7 @@ use crate::{
     pack::{Entry, PackClass, PackInfo, read},
     progress::Progress,
     repository::Repository,
+    store::Listed,
     writer::WriterOptions,
 };
 use live::LiveSet;
@@ -237,9 +238,8 @@ impl Round<'_> {
         // A deletion that met a new hold and died before it put the restore point back.
         let holds = self.repo.holds()?;
         let now = store.now()?;
-        for (id, deleted) in trash {
-            let age = Duration::try_from(now.duration_since(deleted)).unwrap_or_default();
-            if age > self.options.grace && !holds.contains_key(&id) {
+        for (id, object) in trash {
+            if object.age(now) > self.options.grace && !holds.contains_key(&id) {
                 if !self.options.dry_run {
                     store.delete(&names::trash(id))?;
                 }
@@ -260,11 +260,11 @@ impl Round<'_> {
         Ok(roots)
     }
 
-    fn trash(&self) -> Result<HashMap<PointId, Timestamp>> {
+    fn trash(&self) -> Result<HashMap<PointId, Listed>> {
         let mut trash = HashMap::new();
         self.repo.inner.store.list(names::TRASH, &mut |object| {
             if let Ok(id) = names::leaf(&object.name).parse() {
-                trash.insert(id, object.modified);
+                trash.insert(id, object);
             }
             Ok(())
         })?;
@@ -308,7 +308,7 @@ impl Round<'_> {
         let budget = total / 100 * u64::from(self.options.budget_percent.min(100));
         let mut sentence = judge(&free, budget, &|pack| self.may_move(pack));
         for (name, bytes) in &view.present {
-            let Ok(id) = names::leaf(name).parse::<ObjectId>() else { continue };
+            let Some(id) = names::parse_pack(name) else { continue };
             if uses.contains_key(&id) || view.condemned.contains(&id) {
                 continue;
             }
@@ -523,8 +523,7 @@ impl Round<'_> {
         })?;
         let now = store.now()?;
         store.list(names::LEASES, &mut |object| {
-            let age = Duration::try_from(now.duration_since(object.modified)).unwrap_or_default();
-            if object.name.ends_with(".end") && age > ENDS_KEPT {
+            if object.name.ends_with(".end") && object.age(now) > ENDS_KEPT {
                 useless.push(object.name);
             }
             Ok(())

@@ -40,6 +40,13 @@ pub struct Listed {
     pub modified: Timestamp,
 }
 
+impl Listed {
+    /// How old it is at an instant of the store's clock; nothing if it is younger than that.
+    pub(crate) fn age(&self, now: Timestamp) -> Duration {
+        Duration::try_from(now.duration_since(self.modified)).unwrap_or_default()
+    }
+}
+
 /// An object that is being written. Dropping it abandons the object without a trace.
 pub trait ObjectWriter: Send {
     /// Appends bytes.

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{Damage, DamagedPoint, VerifyMode, VerifyOptions, ciphertext::describe};
 use crate::{
     error::{Error, Result},
-    format::{ObjectId, config::Config, names},
+    format::{config::Config, names},
     index::Segment,
     keys::slot,
     lease::newest_epoch,
@@ -109,8 +109,7 @@ impl Repository {
         report.packs = listed.len() as u64;
         for prefix in [names::DATA, names::META] {
             self.inner.store.list(prefix, &mut |object| {
-                let id = names::leaf(&object.name).parse::<ObjectId>();
-                if !id.is_ok_and(|id| listed.contains_key(&id)) {
+                if !names::parse_pack(&object.name).is_some_and(|id| listed.contains_key(&id)) {
                     report.unlisted_packs += 1;
                     report.unlisted_bytes += object.bytes;
                 }

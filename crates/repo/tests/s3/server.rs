@@ -18,10 +18,10 @@ pub const ACCESS_KEY: &str = "VIRTWARDTEST";
 pub const SECRET_KEY: &str = "a-secret-that-no-message-shows";
 pub const BUCKET: &str = "backups";
 
-/// The server that `scripts/setup.sh lab` builds.
+/// The server that `scripts/setup.sh test` builds.
 fn program() -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("inside target").join("tools/bin/s3s-fs");
-    assert!(path.exists(), "{} is not there; scripts/setup.sh lab builds it", path.display());
+    assert!(path.exists(), "{} is not there; scripts/setup.sh test builds it", path.display());
     path
 }
 
