@@ -6,6 +6,7 @@ mod harness;
 mod backup;
 mod guest;
 mod interrupted;
+mod remote;
 mod repository;
 mod restore;
 mod tracking;
