@@ -232,6 +232,7 @@ impl Checker<'_> {
         let names: Vec<String> = self.known.zones.available().map(|zone| zone.to_string()).collect();
         let city = |zone: &str| zone.rsplit('/').next().unwrap_or(zone).to_owned();
         let mut near = nearest(name, names.iter().map(String::as_str));
+        near.truncate(1);
         if near.is_empty() {
             // `Berlin` means `Europe/Berlin`.
             near = names.iter().filter(|zone| city(zone).eq_ignore_ascii_case(&city(name))).take(3).cloned().collect();
