@@ -151,6 +151,21 @@ mod tests {
     }
 
     #[test]
+    fn the_page_shows_the_table() {
+        let page = include_str!("../../../docs/policies.md");
+        for running in Operation::ALL {
+            let cells = Operation::ALL.map(|wanted| match rule(running, wanted) {
+                Ruling::Run => "runs",
+                Ruling::CancelOther => "cancels it",
+                Ruling::Wait => "waits",
+                Ruling::Refuse => "refused",
+            });
+            let row = format!("| **{running}** | {} |", cells.join(" | "));
+            assert!(page.contains(&row), "docs/policies.md: {row}");
+        }
+    }
+
+    #[test]
     fn the_order_of_operations_is_that_of_the_table() {
         for (place, operation) in Operation::ALL.into_iter().enumerate() {
             assert_eq!(operation as usize, place);

@@ -4,7 +4,7 @@
 //! keep those behind from starting elsewhere. On one host at most one backup starts in a pass, and none within
 //! `host_gap` of the last. Low priorities can wait for as long as higher ones fill the limits.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -60,7 +60,7 @@ pub fn plan(input: &ScheduleInput, now: Timestamp) -> (Vec<Start>, Report) {
             report.unprotected.push(vm.uuid);
         }
     }
-    candidates.sort_by_key(|(candidate, vm, number, _)| {
+    candidates.sort_by_cached_key(|(candidate, vm, number, _)| {
         let priority = input.policies[*number].policy().priority;
         (std::cmp::Reverse(priority), candidate.ready, candidate.order, vm.uuid, *number)
     });
@@ -106,7 +106,7 @@ struct Room<'a> {
     /// What is under way on VMs.
     busy: HashMap<Uuid, Vec<Operation>>,
     /// VMs that a backup was planned for, with its policy.
-    planned: BTreeMap<Uuid, &'a str>,
+    planned: HashMap<Uuid, &'a str>,
 }
 
 impl<'a> Room<'a> {
@@ -120,7 +120,7 @@ impl<'a> Room<'a> {
             repositories: HashMap::new(),
             last_start: HashMap::new(),
             busy: HashMap::new(),
-            planned: BTreeMap::new(),
+            planned: HashMap::new(),
         };
         for job in &input.running {
             room.occupy(&job.host, &job.storages, &job.repository, job.started);
