@@ -40,7 +40,7 @@ impl fmt::Display for Revision {
 }
 
 /// Name of a lease, never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub i64);
 
 impl fmt::Display for LeaseId {
