@@ -104,7 +104,8 @@ impl Candidate {
         }
     }
 
-    /// Puts the key if it is absent. Asked again after doubt, it can succeed only once, and the nonce tells whose it is.
+    /// Puts the key if it is absent. Asked again after doubt, it can succeed only once, and the nonce tells whose it
+    /// is.
     async fn claim(&self, lease: &Lease, nonce: &str) -> Result<Option<Revision>> {
         let value = format!("{nonce} {}", self.id);
         loop {
@@ -181,7 +182,8 @@ impl Leadership {
         self.epoch
     }
 
-    /// The condition to put into every transaction that only the leader may make.
+    /// The condition to put into every transaction that only the leader may make. It keeps other leaders' writes apart
+    /// from this one's, not this one's from each other: where a late one of its own could do harm, compare the keys too.
     pub fn guard(&self) -> Compare {
         Compare::at(self.key.clone(), self.epoch)
     }

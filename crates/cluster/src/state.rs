@@ -6,8 +6,8 @@
 //!
 //! A restore writes nothing before all of the file was checked, then many transactions. What keeps half a restore from
 //! being taken for a state is a marker key, put first and deleted last: see [`restoring`]. An interrupted restore is
-//! simply run again. Revisions are the new store's own: whoever kept one from before (an epoch, a fencing number) must not be
-//! alive when a state is restored elsewhere.
+//! simply run again. Revisions are the new store's own: whoever kept one from before (an epoch, a fencing number) must
+//! not be alive when a state is restored elsewhere.
 
 use std::{
     collections::BTreeSet,
@@ -76,8 +76,8 @@ pub async fn restoring(store: &dyn Store) -> Result<bool> {
     Ok(store.get(MARKER.as_bytes()).await?.is_some())
 }
 
-/// Writes all keys to a new file that only its owner can read. It appears complete and synced, or not at all; a file that
-/// is there is not overwritten.
+/// Writes all keys to a new file that only its owner can read. It appears complete and synced, or not at all; a file
+/// that is there is not overwritten.
 pub async fn export(store: &dyn Store, path: &Path) -> Result<Summary> {
     let listing = store.list(b"").await?;
     if listing.entries.iter().any(|entry| entry.key == MARKER) {

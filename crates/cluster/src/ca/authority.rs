@@ -152,8 +152,8 @@ impl Authority {
         Fingerprint::of(&self.certificate)
     }
 
-    /// A certificate for the key of a request, in PEM, followed by the authority's own: what a server presents, so that a
-    /// node that joins can find the authority that its token names.
+    /// A certificate for the key of a request, in PEM, followed by the authority's own: what a server presents, so that
+    /// a node that joins can find the authority that its token names.
     pub fn issue(&self, request_der: &[u8], subject: &Subject, now: Timestamp) -> Result<String> {
         let refuse = |what: String| Error::Request { what };
         if request_der.len() > REQUEST_BYTES_MAX {

@@ -6,8 +6,9 @@
 //!     later: at two thirds of a certificate's life: CSR over mutual TLS ─► issue
 //!
 //! Any daemon can lead, and the leader signs, so every node must be able to get at the authority's key. It is in the
-//! store, sealed with a [cluster key](ClusterKey) that only the nodes' own disks hold: whoever reads etcd, its backups or an exported
-//! state cannot sign. Whoever is root on a node can; a node that fell into wrong hands is removed by making a new authority.
+//! store, sealed with a [cluster key](ClusterKey) that only the nodes' own disks hold: whoever reads etcd, its backups
+//! or an exported state cannot sign. Whoever is root on a node can; a node that fell into wrong hands is removed by
+//! making a new authority.
 //!
 //! Not here: the join protocol's messages, the list of members, when to renew.
 

@@ -50,7 +50,8 @@ pub(super) struct Request {
 
 /// What readers and watches see.
 pub(super) struct Shared {
-    /// Only the worker writes, and commits while it reads: readers never wait for the disk. An error while the file is broken: what is in memory may be less than what is in the file.
+    /// Only the worker writes, and commits while it reads: readers never wait for the disk. An error while the file is
+    /// broken: what is in memory may be less than what is in the file.
     state: RwLock<Result<Core>>,
     pub(super) changed: watch::Sender<Revision>,
 }

@@ -2,8 +2,8 @@
 //!
 //! One member at a time is talked to; the next takes over when it fails. A read that fails is repeated with another
 //! member within the call's deadline. A transaction is repeated only if it is certain that it was not sent or was
-//! turned away: whatever else goes wrong with one is [`Error::Indeterminate`](crate::Error::Indeterminate). All keys live under one prefix, so that
-//! clusters, and other users, can share an etcd.
+//! turned away: whatever else goes wrong with one is [`Error::Indeterminate`](crate::Error::Indeterminate). All keys
+//! live under one prefix, so that clusters, and other users, can share an etcd.
 
 mod member;
 mod verdict;
@@ -45,7 +45,7 @@ pub struct EtcdOptions {
     pub endpoints: Vec<String>,
     /// What every key begins with there; `/virtward/<cluster>/` for example.
     pub prefix: String,
-    /// Deadline of every call.
+    /// Deadline of every call; a listing of many pages may take four times as long.
     pub timeout: Duration,
     /// Who is trusted, and who this is.
     pub tls: Option<EtcdTls>,

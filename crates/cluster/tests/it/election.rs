@@ -92,7 +92,8 @@ async fn dropping_leadership_resigns() {
     assert!(!second.is_lost());
 }
 
-/// The leader stops between its decision and its write, for longer than its lease lives. Another leads. The write fails.
+/// The leader stops between its decision and its write, for longer than its lease lives. Another leads. The write
+/// fails.
 #[tokio::test]
 async fn a_paused_leaders_late_write_fails() {
     let world = World::new();
@@ -211,7 +212,8 @@ async fn many_candidates_on_a_bad_network_never_write_together() {
     };
     let candidates: Vec<_> = (0..4).map(|n| world.candidate(&format!("c{n}"))).collect();
     let mut tasks = Vec::new();
-    for (candidate, client) in candidates.iter().cloned() {
+    for (candidate, client) in &candidates {
+        let (candidate, client) = (candidate.clone(), client.clone());
         let clock = world.clock.clone();
         tasks.push(tokio::spawn(async move {
             loop {
