@@ -10,13 +10,14 @@ use std::{
 use serde_json::Value;
 
 /// Every crate of the workspace with the crates of ours that it may depend on.
-const MAY_DEPEND_ON: [(&str, &[&str]); 8] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
     ("model", &[]),
     ("nbd", &[]),
     ("decide", &["model"]),
     ("repo", &["model"]),
     ("hypervisor", &["model"]),
-    ("engine", &["model", "decide", "repo", "nbd", "hypervisor"]),
+    ("cluster", &["model"]),
+    ("engine", &["model", "decide", "repo", "nbd", "hypervisor", "cluster"]),
     ("cli", &["model", "decide", "repo", "hypervisor", "engine"]),
     ("lab", &["model"]),
 ];
