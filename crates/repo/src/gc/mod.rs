@@ -17,6 +17,8 @@
 
 mod live;
 mod mark;
+#[doc(hidden)]
+pub mod measure;
 mod repack;
 mod sweep;
 
@@ -247,13 +249,12 @@ impl Round<'_> {
         }
         let known: HashSet<PointId> = self.report.expired_points.iter().copied().collect();
         self.report.expired_points.extend(expired.iter().map(|(id, _)| *id).filter(|id| !known.contains(id)));
-        let records = parallel_map(&kept, opening_threads(store, kept.len()), |(id, _)| {
-            match self.repo.trashed_record(*id) {
+        let records =
+            parallel_map(&kept, opening_threads(store, kept.len()), |(id, _)| match self.repo.trashed_record(*id) {
                 Err(Error::Missing { .. }) => Ok(None),
                 Err(e) if !e.is_damage() => Err(e),
                 record => Ok(Some((*id, record))),
-            }
-        })?;
+            })?;
         for (id, record) in records {
             match record {
                 Ok(record) => roots.trash.push(record),

@@ -60,8 +60,7 @@ impl<'a> Impact<'a> {
         for chunk in &record.attachments.chunks {
             attachments |= !self.is_there(chunk)?;
         }
-        let damaged =
-            DamagedPoint { id: point.id, vm: point.vm.clone(), taken: point.taken, disks, attachments };
+        let damaged = DamagedPoint { id: point.id, vm: point.vm.clone(), taken: point.taken, disks, attachments };
         Ok((damaged.attachments || !damaged.disks.is_empty()).then_some(damaged))
     }
 

@@ -6,7 +6,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
 use uuid::Uuid;
 use virtward_decide::{
-    pointref,
+    pointref::{self, ShortIds},
     retention::{self, Age, Policy, Protection, Verdict},
 };
 use virtward_model::{PointId, RestorePoint};
@@ -207,9 +207,10 @@ fn show(app: &App, verdicts: &[Verdict<'_>], all: &[RestorePoint]) -> Result<(),
         return Ok(());
     }
     let mut table = Table::new(&["ID", "VM", "TAKEN", "IS", "WHY"]);
+    let ids = ShortIds::new(all);
     for verdict in verdicts {
         table.row([
-            pointref::short_id(all, verdict.point),
+            ids.of(verdict.point),
             verdict.point.vm.clone(),
             render::local_time(verdict.point.taken),
             if verdict.is_kept() { "kept" } else { "deleted" }.into(),
