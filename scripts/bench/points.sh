@@ -23,14 +23,12 @@ make_points() {
         "$bin/examples/points_scale" states "$states" "$((10#$vm))" "$point_states"
         (cd "$states" && restic -q backup --host "vm-$vm-all" .) >"$run/output" 2>"$run/errors" ||
             die_with "$run/errors" "restic cannot make snapshots"
-        python3 -I "$here/bench/points_restic.py" "vm-$vm" "$begin" 2>"$run/errors" ||
-            die_with "$run/errors" "cannot add restic's snapshots"
-        restic -q forget "$(restic snapshots --json --host "vm-$vm-all" | python3 -Ic \
-            'import json, sys; print(json.load(sys.stdin)[0]["id"])')" >"$run/output"
         "$(sed -n '1s/^#! *//p' "$(command -v borg)")" -I "$here/bench/points_borg.py" "$BORG_REPO" "vm-$vm" "$begin" \
             "$states"/*/disk.raw 2>"$run/errors" || die_with "$run/errors" "cannot make borg's archives"
         rm -rf "$states"
     done
+    python3 -I "$here/bench/points_restic.py" "$begin" 2>"$run/errors" ||
+        die_with "$run/errors" "cannot add restic's snapshots"
     touch "$points_cache/complete"
 }
 

@@ -13,6 +13,7 @@ from borg.cache import Cache
 from borg.compress import CompressionSpec
 from borg.constants import CHUNKER_PARAMS
 from borg.helpers import Manifest
+from borg.logger import setup_logging
 from borg.repository import Repository
 
 
@@ -55,6 +56,7 @@ def create(repository, key, manifest, cache, name, time, path):
 
 
 def main():
+    setup_logging(level="warning")
     place, host, begin, paths = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]
     with Repository(place, exclusive=True) as repository:
         manifest, key = Manifest.load(repository, (Manifest.Operation.WRITE,))

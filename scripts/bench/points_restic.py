@@ -1,10 +1,10 @@
-"""Makes restic snapshots of directories that restic has stored already: points_restic.py HOST BEGIN
+"""Makes restic snapshots of directories that restic has stored already: points_restic.py BEGIN
 
 A `restic backup` takes half a second at least, most of it for the password; ten thousand take an hour and a half. So one
 `restic backup` stores a directory with all states of a VM's disk, one directory each, and this adds the snapshots, one
 for each of these directories, as restic's published format has them: JSON, encrypted by AES-256-CTR and authenticated by
-Poly1305-AES under the repository's master key, in a file that is named by its SHA-256. `restic check` accepts them. The
-snapshot that restic made itself is left to the caller to forget.
+Poly1305-AES under the repository's master key, in a file that is named by its SHA-256. `restic check` accepts them. What
+restic made for `HOST-all` becomes the snapshots of HOST, and is forgotten.
 
 The environment names the repository as restic wants it. BEGIN is the time of the first state in seconds; they are an
 hour apart.
@@ -53,31 +53,37 @@ def seal(master, text):
 
 
 def restic(*arguments):
-    return json.loads(subprocess.run(["restic", *arguments], check=True, stdout=subprocess.PIPE).stdout)
+    return subprocess.run(["restic", *arguments], check=True, stdout=subprocess.PIPE).stdout
+
+
+def add_snapshot(master, host, tree, time):
+    snapshot = {
+        "time": datetime.datetime.fromtimestamp(time, datetime.timezone.utc).isoformat(),
+        "tree": tree,
+        "paths": ["/var/lib/libvirt/images/" + host],
+        "hostname": host,
+        "username": "root",
+    }
+    sealed = seal(master, json.dumps(snapshot).encode())
+    name = hashlib.sha256(sealed).hexdigest()
+    with open(os.path.join(os.environ["RESTIC_REPOSITORY"], "snapshots", name), "wb") as out:
+        out.write(sealed)
 
 
 def main():
-    host, begin = sys.argv[1], int(sys.argv[2])
-    keys = restic("cat", "masterkey")
+    begin = int(sys.argv[1])
+    keys = json.loads(restic("cat", "masterkey"))
     master = {
         "encrypt": base64.b64decode(keys["encrypt"]),
         "k": base64.b64decode(keys["mac"]["k"]),
         "r": base64.b64decode(keys["mac"]["r"]),
     }
-    (made,) = restic("snapshots", "--json", "--host", host + "-all")
-    snapshots = os.path.join(os.environ["RESTIC_REPOSITORY"], "snapshots")
-    for number, node in enumerate(restic("cat", "blob", made["tree"])["nodes"]):
-        time = datetime.datetime.fromtimestamp(begin + 3600 * number, datetime.timezone.utc)
-        snapshot = {
-            "time": time.isoformat(),
-            "tree": node["subtree"],
-            "paths": ["/var/lib/libvirt/images/" + host],
-            "hostname": host,
-            "username": "root",
-        }
-        sealed = seal(master, json.dumps(snapshot).encode())
-        with open(os.path.join(snapshots, hashlib.sha256(sealed).hexdigest()), "wb") as out:
-            out.write(sealed)
+    made = json.loads(restic("snapshots", "--json"))
+    for snapshot in made:
+        host = snapshot["hostname"].removesuffix("-all")
+        for number, node in enumerate(json.loads(restic("cat", "blob", snapshot["tree"]))["nodes"]):
+            add_snapshot(master, host, node["subtree"], begin + 3600 * number)
+    restic("-q", "forget", *(snapshot["id"] for snapshot in made))
 
 
 main()
