@@ -85,11 +85,13 @@ impl<'a> Marker<'a> {
                 let page = self.repo.inner.page(id, *level)?;
                 self.live.insert(id);
                 let below: Vec<ChunkId> = page.refs.iter().flatten().flat_map(|r| r.layers().copied()).collect();
+                if *level == 0 {
+                    below.iter().for_each(|chunk| self.live.insert(chunk));
+                }
                 let mut found = lock(&found);
                 found.1 += below.len() as u64 + 1;
-                match level.checked_sub(1) {
-                    None => below.iter().for_each(|chunk| self.live.insert(chunk)),
-                    Some(level) => found.0.extend(below.into_iter().map(|page| (page, level))),
+                if let Some(level) = level.checked_sub(1) {
+                    found.0.extend(below.into_iter().map(|page| (page, level)));
                 }
                 Ok(())
             })?;

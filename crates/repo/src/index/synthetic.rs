@@ -102,7 +102,7 @@ pub fn put_point(repository: &Repository, seed: u64, entries: u64) -> Result<()>
     let level = Tree { root: None, chunks: entries }.level();
     let writer = repository.writer(WriterOptions::default())?;
     let mut pages = Pages { writer: &writer, levels: vec![Vec::new(); usize::from(level) + 1] };
-    generate(seed, entries, 1, &mut |e| pages.push(0, Ref { id: e.entry.id, chunks: 1 }))?;
+    generate(seed, entries, 1, &mut |e| pages.push(0, Ref { id: e.entry.id, chunks: 1, overlays: Box::default() }))?;
     let root = pages.finish()?;
     let (origin, now) = (writer.id(), Timestamp::now());
     writer.settle()?;
@@ -163,7 +163,7 @@ impl Pages<'_> {
         let Some(page) = Page::new(level as u8, refs) else { return Ok(None) };
         let stored = self.writer.store_page(&page)?;
         if level + 1 < self.levels.len() {
-            self.push(level + 1, stored)?;
+            self.push(level + 1, stored.clone())?;
         }
         Ok(Some(stored))
     }
