@@ -11,7 +11,7 @@ make_points() {
     local vm begin states=$run/points/states
     point_states=500
     [ -z "$quick" ] || point_states=10
-    points_cache=$cache/points-$point_vms-$point_states-$(cat "$here"/bench/points* | sha256sum | cut -c 1-12)
+    points_cache=$cache/points-$point_vms-$point_states-$(cat "$here"/bench/points_*.py | sha256sum | cut -c 1-12)
     [ ! -e "$points_cache/complete" ] || return 0
     say "making $((point_vms * point_states)) restore points with restic and borg (once; kept in $cache)"
     rm -rf "$cache"/points-*

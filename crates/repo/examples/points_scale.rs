@@ -11,6 +11,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -120,6 +121,7 @@ fn back_up(repo: &Repository, vm: u64, state: u64, taken: Timestamp, base: Optio
 fn make(directory: &Path, vms: u64, states: u64, key_file: &Path) -> Outcome<()> {
     let key: Vec<u8> = (0..32).map(|n| n * 7 + 1).collect();
     fs::write(key_file, &key)?;
+    fs::set_permissions(key_file, fs::Permissions::from_mode(0o600))?;
     let store = MemStore::new();
     let options = InitOptions { kdf: KdfCost::default(), label: "bench".into(), sealed: false };
     let repo = Repository::init(Arc::new(store.clone()), &Secret::key_bytes(key)?, &options)?;
