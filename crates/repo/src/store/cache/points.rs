@@ -335,7 +335,7 @@ mod tests {
         });
         let length = || fs::metadata(dir.path().join("c").join(FILE)).unwrap().len();
         assert!(found(&process(dir.path(), 0..4000), 0..4000) > 1500, "what fits");
-        assert!(length() <= 1 << 20, "bounded");
+        assert!(length() <= (1 << 20) + 1000, "bounded, but for what two add at the same instant");
         let few = process(dir.path(), 0..10);
         assert_eq!(found(&few, 0..10), 10);
         let full = length();
