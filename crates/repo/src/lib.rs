@@ -12,7 +12,8 @@ mod error;
 pub mod format;
 #[doc(hidden)]
 pub mod fuzz;
-mod gc;
+#[doc(hidden)]
+pub mod gc;
 mod hold;
 #[doc(hidden)]
 pub mod index;

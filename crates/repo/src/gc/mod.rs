@@ -17,6 +17,8 @@
 
 mod live;
 mod mark;
+#[doc(hidden)]
+pub mod measure;
 mod repack;
 mod sweep;
 
@@ -35,11 +37,11 @@ use crate::{
     format::{ObjectId, names},
     index::State,
     lease::{self, Epoch, Held},
-    manifest::point::PointRecord,
     pack::{Entry, PackClass, PackInfo, read},
     progress::Progress,
     repository::Repository,
     store::Listed,
+    util::{delete_all, opening_threads, parallel_map},
     writer::WriterOptions,
 };
 use live::LiveSet;
@@ -238,21 +240,25 @@ impl Round<'_> {
         // A deletion that met a new hold and died before it put the restore point back.
         let holds = self.repo.holds()?;
         let now = store.now()?;
-        for (id, object) in trash {
-            if object.age(now) > self.options.grace && !holds.contains_key(&id) {
-                if !self.options.dry_run {
-                    store.delete(&names::trash(id))?;
-                }
-                if !self.report.expired_points.contains(&id) {
-                    self.report.expired_points.push(id);
-                }
-                continue;
-            }
-            match self.repo.trashed_record(id) {
+        let is_expired =
+            |id: &PointId, object: &Listed| object.age(now) > self.options.grace && !holds.contains_key(id);
+        let (expired, kept): (Vec<_>, Vec<_>) = trash.into_iter().partition(|(id, object)| is_expired(id, object));
+        if !self.options.dry_run {
+            let names: Vec<String> = expired.iter().map(|(id, _)| names::trash(id)).collect();
+            delete_all(store, &names, self.progress)?;
+        }
+        let known: HashSet<PointId> = self.report.expired_points.iter().copied().collect();
+        self.report.expired_points.extend(expired.iter().map(|(id, _)| *id).filter(|id| !known.contains(id)));
+        let records =
+            parallel_map(&kept, opening_threads(store, kept.len()), |(id, _)| match self.repo.trashed_record(*id) {
+                Err(Error::Missing { .. }) => Ok(None),
+                Err(e) if !e.is_damage() => Err(e),
+                record => Ok(Some((*id, record))),
+            })?;
+        for (id, record) in records {
+            match record {
                 Ok(record) => roots.trash.push(record),
-                Err(Error::Missing { .. }) => {}
-                Err(e) if e.is_damage() => self.note(format!("{} cannot be recovered: {e}", names::trash(id))),
-                Err(e) => return Err(e),
+                Err(e) => self.note(format!("{} cannot be recovered: {e}", names::trash(id))),
             }
         }
         self.report.points = roots.points.len() as u64;
@@ -273,8 +279,9 @@ impl Round<'_> {
 
     fn mark(&mut self, roots: &Roots, live: &LiveSet) -> Result<()> {
         let mut marker = Marker::new(self.repo, live, self.options.writer.threads, self.progress);
-        for record in &roots.points {
-            let PointRecord { point, .. } = &**record;
+        // If something is lost, one after the other says where.
+        for record in marker.mark_together(roots.points.iter().map(|record| &**record))? {
+            let point = &record.point;
             marker.mark(record).map_err(|e| match e.is_damage() {
                 true => cannot(format!(
                     "restore point {} of {} has lost parts of its manifest ({e}); heal or delete it first",
@@ -283,7 +290,7 @@ impl Round<'_> {
                 false => e,
             })?;
         }
-        for record in &roots.trash {
+        for record in marker.mark_together(roots.trash.iter())? {
             match marker.mark(record) {
                 Err(e) if e.is_damage() => {
                     self.report.notes.push(format!("{} cannot be recovered: {e}", names::trash(record.point.id)));
@@ -466,14 +473,10 @@ impl Round<'_> {
             self.note(format!("index segment {segment} stays as it is: {e}"));
         }
         doomed.sort();
-        for (name, bytes) in doomed {
-            if self.progress.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            if inner.store.delete(&name)? {
-                self.report.deleted_packs += 1;
-                self.report.freed_bytes += bytes;
-            }
+        let names: Vec<String> = doomed.into_iter().map(|(name, _)| name).collect();
+        for name in delete_all(&*inner.store, &names, self.progress)? {
+            self.report.deleted_packs += 1;
+            self.report.freed_bytes += view.present.get(&name).copied().unwrap_or(0);
         }
         Ok(())
     }
@@ -528,7 +531,7 @@ impl Round<'_> {
             }
             Ok(())
         })?;
-        useless.iter().try_for_each(|name| store.delete(name).map(drop))
+        delete_all(store, &useless, self.progress).map(drop)
     }
 
     fn note(&mut self, note: String) {

@@ -21,7 +21,7 @@ use crate::{
     progress::Progress,
     reader::{RestoreOptions, Sink},
     repository::Repository,
-    writer::{DiskSpec, DiskWriter, Writer, WriterOptions},
+    writer::{Census, DiskSpec, DiskWriter, Writer, WriterOptions},
 };
 
 /// A restore point that was copied.
@@ -61,6 +61,8 @@ struct Sending<'a> {
     points: Vec<RestorePoint>,
     /// Points of the destination.
     there: HashMap<CopiedFrom, RestorePoint>,
+    /// Packs of the destination.
+    census: Census,
 }
 
 impl Repository {
@@ -82,6 +84,7 @@ impl Repository {
             meter: Meter::new(progress),
             points: self.points()?.points,
             there: by_origin(to)?,
+            census: Census::default(),
         };
         let mut report = CopyReport::default();
         let (wanted, missing): (Vec<PointId>, _) =
@@ -121,7 +124,7 @@ impl Sending<'_> {
             return Ok(None);
         }
         let before = self.meter.done();
-        let writer = self.to.writer(self.options.clone())?;
+        let writer = self.to.writer_after(self.options.clone(), &mut self.census)?;
         let (mut disks, mut bases) = (Vec::with_capacity(point.disks.len()), Vec::new());
         for disk in &point.disks {
             let (copy, base) = self.disk(&writer, &point, disk)?;

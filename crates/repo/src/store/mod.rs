@@ -124,7 +124,7 @@ pub struct StoreOptions {
     pub s3: s3::S3Options,
     /// Refuse to delete anything: see [`append::AppendOnly`].
     pub append_only: bool,
-    /// Local copies of the index of a remote store.
+    /// Local copies of restore points, and of the index of a remote store.
     pub cache: Option<cache::CacheOptions>,
 }
 
@@ -137,7 +137,7 @@ pub fn open(url_or_path: &str) -> Result<Arc<dyn Store>> {
 pub fn open_with(url_or_path: &str, options: &StoreOptions) -> Result<Arc<dyn Store>> {
     let store = match url_or_path.strip_prefix("s3://") {
         Some(rest) => with_cache(Arc::new(s3::S3Store::open(rest, &options.s3)?), options),
-        None => Arc::new(fs::FsStore::new(local(url_or_path)?)),
+        None => with_points(Arc::new(fs::FsStore::new(local(url_or_path)?)), options),
     };
     Ok(if options.append_only { Arc::new(append::AppendOnly::new(store)) } else { store })
 }
@@ -150,6 +150,13 @@ fn with_cache(store: Arc<dyn Store>, options: &StoreOptions) -> Arc<dyn Store> {
             tracing::warn!(%error, "no local copies of the index are kept, which makes everything slower");
             store
         }
+    }
+}
+
+fn with_points(store: Arc<dyn Store>, options: &StoreOptions) -> Arc<dyn Store> {
+    match &options.cache {
+        Some(cache) => Arc::new(cache::CachedStore::of_points(store, cache)),
+        None => store,
     }
 }
 

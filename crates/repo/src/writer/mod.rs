@@ -9,6 +9,7 @@
 //! Invariants: a restore point appears only after everything that it refers to is durable; a run that is dropped, at
 //! any instant, leaves only garbage; a failure reaches every later call of the run.
 
+mod census;
 mod disk;
 mod finisher;
 mod shared;
@@ -23,6 +24,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, bounded};
 use virtward_model::{DiskRecord, RestorePoint};
 
+pub(crate) use census::Census;
 pub use disk::{ChunkBuf, Compared, DiskResult, DiskStats, DiskWriter};
 use shared::{Job, Shared};
 
@@ -40,7 +42,7 @@ use crate::{
     },
     repository::Repository,
     store::Put,
-    util::default_threads,
+    util::{default_threads, lock},
 };
 
 /// How a run works.
@@ -95,13 +97,18 @@ pub struct Writer {
 impl Repository {
     /// Begins a backup run. Nothing is visible to anyone before [`Writer::publish`].
     pub fn writer(&self, options: WriterOptions) -> Result<Writer> {
+        self.writer_after(options, &mut Census::default())
+    }
+
+    /// The same as one of several runs, of which only the first lists all packs.
+    pub(crate) fn writer_after(&self, options: WriterOptions, census: &mut Census) -> Result<Writer> {
         let inner = &self.inner;
         inner.store.clean();
         let lease = Lease::begin(inner.store.clone(), inner.ring.clone(), options.lease_ttl)?;
         // After the lease, so that the index is not older than it.
         let state = inner.index.refresh()?;
         // What is lost or was found damaged is stored again, not referred to.
-        let mut avoid = inner.lost_packs(&state)?;
+        let mut avoid = census.lost_packs(inner, &state)?;
         avoid.extend(&lease.condemned);
         let pack_bytes = options.pack_bytes.unwrap_or_else(|| pack_target(&state)).clamp(1 << 12, 512 << 20);
         let threads = if options.threads == 0 { default_threads() } else { options.threads };
@@ -238,7 +245,7 @@ impl Writer {
             self.complete(&attachments)?;
         }
         let attachments = self.completed.take().unwrap_or_default();
-        let record = PointRecord { attachments, writer: lease.writer(), epoch: lease.epoch(), point };
+        let record = Arc::new(PointRecord { attachments, writer: lease.writer(), epoch: lease.epoch(), point });
         let bytes = point::seal(&shared.repo.inner.ring, &record)?;
         let name = names::point(record.point.id);
         let store = &shared.repo.inner.store;
@@ -254,6 +261,7 @@ impl Writer {
             let _ = store.delete(&name);
             return Err(e);
         }
+        lock(&shared.repo.inner.points).insert(record.point.id, record);
         Ok(())
     }
 
