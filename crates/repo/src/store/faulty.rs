@@ -8,7 +8,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -144,6 +144,12 @@ impl Store for FaultyStore {
     }
     fn fetches_in_flight(&self) -> usize {
         self.inner.fetches_in_flight()
+    }
+    fn free_bytes(&self) -> Option<u64> {
+        self.inner.free_bytes()
+    }
+    fn heed(&self, cancel: &Arc<AtomicBool>) {
+        self.inner.heed(cancel);
     }
     fn retention(&self) -> Option<Duration> {
         self.inner.retention()
