@@ -148,7 +148,10 @@ fn put_point(repo: &Repository, lease: &Lease, record: &PointRecord, mends: bool
     }
     // Not before this answer is the restore point acknowledged: see `lease`.
     if let Err(e) = lease.check().and_then(|()| repo.check_in_place()) {
-        let _ = store.delete(&name);
+        // Another copy of the same restore point can have taken the place of this one meanwhile, and is acknowledged.
+        if repo.inner.get_small(&name).is_ok_and(|there| there == bytes) {
+            let _ = store.delete(&name);
+        }
         return Err(e);
     }
     Ok(())

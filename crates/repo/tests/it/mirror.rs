@@ -11,7 +11,7 @@ use virtward_repo::{
     },
 };
 
-use crate::common::*;
+use crate::{common::*, hooked::Hooked};
 
 const C: usize = CHUNK as usize;
 
@@ -389,4 +389,29 @@ fn who_dies_while_a_restore_point_is_replaced_has_not_lost_it() {
         }
     }
     panic!("healing takes more than 200 operations");
+}
+
+#[test]
+fn a_copy_that_withdraws_leaves_alone_what_another_one_has_put_meanwhile() {
+    let ((_, from), (store, _)) = (mem_repo(), mirror());
+    let image = noise(1, 4 * C);
+    let point = back_up(&from, "web1", &image).unwrap();
+    let hooked = Hooked::new(&store);
+    let (plain, source) = (store.clone(), from.clone());
+    hooked.at("put points/", true, move || {
+        // A collector ends its lease, somebody deletes the restore point, and somebody else copies it again.
+        let lease = plain.names().into_iter().find(|name| name.starts_with("leases/")).unwrap();
+        let end = format!("{}.end", lease.split('.').next().unwrap());
+        assert_eq!(plain.put_if_absent(&end, &[]).unwrap(), virtward_repo::store::Put::Created);
+        let repo = Repository::open(Arc::new(plain), &other_secret()).unwrap();
+        repo.delete_point(point.id).unwrap();
+        assert_eq!(copy(&source, &repo, &[point.id]).unwrap().copied.len(), 1);
+    });
+    let to = Repository::open(Arc::new(hooked.clone()), &other_secret()).unwrap();
+    let outcome = copy(&from, &to, &[point.id]);
+    assert!(matches!(outcome, Err(Error::LeaseLost { .. })), "{outcome:?}");
+    assert!(hooked.is_through());
+    let to = Repository::open(Arc::new(store), &other_secret()).unwrap();
+    let there = to.point(point.id).expect("the second copy was acknowledged");
+    assert!(restore(&to, &there.disks[0]).unwrap() == image);
 }

@@ -7,7 +7,7 @@ use virtward_repo::{InitOptions, Repository, Secret};
 use crate::{
     app::App,
     config::SecretSource,
-    connect::blocking,
+    connect::{blocking, open_store},
     exit::Failure,
     out,
     secret::{self, NewKeyFile},
