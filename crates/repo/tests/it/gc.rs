@@ -239,12 +239,12 @@ fn two_collectors_at_once_do_no_harm() {
     assert_clean(&store);
 }
 
-/// A repository with two restore points that stay, and dead and half-empty packs.
+/// A repository with a restore point that stays, and dead and half-empty packs.
 fn with_garbage() -> (MemStore, virtward_model::RestorePoint, Vec<u8>) {
     let (store, repo) = mem_repo();
-    let mut image = noise(1, 16 << 20);
+    let mut image = noise(1, 8 << 20);
     let first = back_up(&repo, "one", &image).unwrap();
-    let other = back_up(&repo, "two", &noise(2, 6 << 20)).unwrap();
+    let other = back_up(&repo, "two", &noise(2, 4 << 20)).unwrap();
     // Every second chunk anew: what the first one stored is needed by halves.
     for (number, chunk) in image.chunks_mut(CHUNK as usize).enumerate().filter(|(number, _)| number % 4 > 0) {
         chunk.copy_from_slice(&noise(100 + number as u64, CHUNK as usize));
@@ -277,7 +277,7 @@ fn a_store_that_is_full_at_any_moment_loses_nothing() {
         match collect_on_a_full_store(&store, full_at).0 {
             Ok(report) => {
                 short += u32::from(report.short_of_space);
-                freed_all_the_same += u32::from(report.short_of_space && report.freed_bytes > 2 << 20);
+                freed_all_the_same += u32::from(report.short_of_space && report.freed_bytes > 1 << 20);
             }
             Err(Error::StorageFull { .. }) => refused += 1,
             Err(other) => panic!("full at {full_at}: {other}"),
@@ -299,10 +299,10 @@ fn what_was_condemned_is_deleted_from_a_store_without_any_space() {
     let (store, point, image) = with_garbage();
     let running = open(&store).writer(small()).unwrap();
     let report = collect(&open(&store), Duration::ZERO);
-    assert!(report.freed_bytes == 0 && report.pending_bytes > 2 << 20, "{report:?}");
+    assert!(report.freed_bytes == 0 && report.pending_bytes > 1 << 20, "{report:?}");
     drop(running);
     let report = collect_on_a_full_store(&store, 0).0.unwrap();
-    assert!(report.freed_bytes > 2 << 20 && report.short_of_space, "{report:?}");
+    assert!(report.freed_bytes > 1 << 20 && report.short_of_space, "{report:?}");
     assert_eq!(restore(&open(&store), &point.disks[0]).unwrap(), image);
     let check = open(&store).check(&()).unwrap();
     assert!(check.is_ok(), "packs that are still listed and were deleted are no damage: {:?}", check.damaged);
