@@ -140,7 +140,8 @@ fn a_disk_without_one_free_block_loses_nothing_and_is_tidied_once_there_are_a_fe
         sandbox.run(&COLLECT).ok();
         let used = tool("du", &["-sB1", utf8(&disk.0.join("repo"))]);
         let used: u64 = used.split_whitespace().next().unwrap().parse().unwrap();
-        assert!(used < 18 << 20, "{kind}: {used} bytes for a disk of 16 MiB");
+        // A pack of which more than half is needed stays as it is.
+        assert!(used < 20 << 20, "{kind}: {used} bytes for a disk of 16 MiB");
         sandbox.run(&["backup", "image", "disk.raw"]).ok();
         assert_restores(&sandbox, "disk.raw");
         sandbox.run(&["repo", "check"]).ok();
