@@ -8,6 +8,7 @@
 
 mod crypto;
 mod direct;
+mod disorder;
 mod error;
 pub mod format;
 #[doc(hidden)]

@@ -22,7 +22,10 @@ use virtward_model::{PointId, RestorePoint};
 
 use crate::{
     error::{Error, Result},
-    format::names,
+    format::{
+        envelope::{self, Kind},
+        names,
+    },
     lease::Lease,
     manifest::point::{self, PointRecord},
     progress::Progress,
@@ -99,6 +102,25 @@ impl Repository {
         let mut outcomes = outcomes.into_inner().unwrap_or_else(|e| e.into_inner());
         outcomes.sort_unstable_by_key(|(number, ..)| *number);
         outcomes.into_iter().map(|(_, id, outcome)| (id, outcome)).collect()
+    }
+
+    /// Removes the damaged object of a restore point, for the one that is put next. That one is in the trash before, so that
+    /// whoever dies in between has left a deleted restore point and not a lost one.
+    pub(crate) fn make_way(&self, id: PointId, bytes: &[u8]) -> Result<()> {
+        let (store, name, trash) = (&*self.inner.store, names::point(id), names::trash(id));
+        // By the checksum alone: what is intact and does not open is a matter of keys or of a newer version.
+        match self
+            .inner
+            .get_small(&name)
+            .and_then(|found| envelope::parse(&found, Kind::Point).map(drop).map_err(|e| e.at(&*name)))
+        {
+            Err(Error::Damaged { .. }) => {}
+            Err(Error::Missing { .. }) | Ok(()) => return Ok(()),
+            Err(e) => return Err(e),
+        }
+        store.delete(&trash)?;
+        put_new(store, &trash, bytes)?;
+        store.delete(&name).map(drop)
     }
 
     /// What is in the trash and can be recovered. `grace` is how long collectors leave it alone; after that it can be

@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::SystemTime,
 };
@@ -296,6 +296,12 @@ impl Store for CachedStore {
     }
     fn fetches_in_flight(&self) -> usize {
         self.inner.fetches_in_flight()
+    }
+    fn free_bytes(&self) -> Option<u64> {
+        self.inner.free_bytes()
+    }
+    fn heed(&self, cancel: &Arc<AtomicBool>) {
+        self.inner.heed(cancel);
     }
     fn retention(&self) -> Option<std::time::Duration> {
         self.inner.retention()

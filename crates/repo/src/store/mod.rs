@@ -9,11 +9,17 @@ pub mod append;
 pub mod cache;
 pub mod faulty;
 pub mod fs;
+#[cfg(test)]
+mod fs_test;
 pub mod mem;
 mod retry;
 pub mod s3;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 
@@ -104,6 +110,14 @@ pub trait Store: Send + Sync {
     /// Fetches in flight that pay, however few cores there are: many where an answer takes long to come.
     fn fetches_in_flight(&self) -> usize {
         1
+    }
+    /// Bytes that can still be written to packs, where the store knows.
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+    /// From now on a call that waits for the store to come back gives up with [`Error::Cancelled`] when this is raised.
+    fn heed(&self, cancel: &Arc<AtomicBool>) {
+        let _ = cancel;
     }
     /// How long objects are kept from being deleted after they were written or renewed, if the store does so.
     fn retention(&self) -> Option<Duration> {

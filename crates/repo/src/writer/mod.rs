@@ -12,6 +12,8 @@
 mod census;
 mod disk;
 mod finisher;
+#[cfg(test)]
+mod order_test;
 mod shared;
 
 use std::{
@@ -29,6 +31,7 @@ pub use disk::{ChunkBuf, Compared, DiskResult, DiskStats, DiskWriter};
 use shared::{Job, Shared};
 
 use crate::{
+    disorder::{self, Disorder},
     error::{Error, Result},
     format::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ChunkId, ObjectId, names},
     lease::Lease,
@@ -138,6 +141,29 @@ impl Repository {
     }
 }
 
+/// Puts a restore point and acknowledges it.
+fn put_point(repo: &Repository, lease: &Lease, record: &PointRecord, mends: bool) -> Result<()> {
+    let bytes = point::seal(&repo.inner.ring, record)?;
+    let (store, name) = (&repo.inner.store, names::point(record.point.id));
+    lease.check()?;
+    if mends {
+        repo.make_way(record.point.id, &bytes)?;
+    }
+    match store.put_if_absent(&name, &bytes)? {
+        Put::Created => {}
+        Put::Exists => return Err(Error::AlreadyExists { location: name, what: "is a restore point already".into() }),
+    }
+    // Not before this answer is the restore point acknowledged: see `lease`.
+    if let Err(e) = lease.check().and_then(|()| repo.check_in_place()) {
+        // Another copy of the same restore point can have taken the place of this one meanwhile, and is acknowledged.
+        if repo.inner.get_small(&name).is_ok_and(|there| there == bytes) {
+            let _ = store.delete(&name);
+        }
+        return Err(e);
+    }
+    Ok(())
+}
+
 /// 64 MiB up to a TiB of packs, then growing with its square root up to 256 MiB at 16 TiB.
 fn pack_target(state: &crate::index::State) -> u32 {
     let total: u64 = state.packs().values().map(|p| p.bytes()).sum();
@@ -228,12 +254,22 @@ impl Writer {
         if twice {
             return Err(Error::Misuse { what: "a run was completed twice".into() });
         }
-        self.shared.settle()
+        if disorder::is(Disorder::PointFirst) { Ok(()) } else { self.shared.settle() }
     }
 
     /// Makes the restore point: last, atomically, and only once everything it refers to is durable. Every disk must
     /// be finished before.
-    pub fn publish(mut self, point: RestorePoint, attachments: Vec<Attachment>) -> Result<()> {
+    pub fn publish(self, point: RestorePoint, attachments: Vec<Attachment>) -> Result<()> {
+        self.publish_or_mend(point, attachments, false)
+    }
+
+    /// The same, and with `mends` in place of a damaged object of the same restore point.
+    pub(crate) fn publish_or_mend(
+        mut self,
+        point: RestorePoint,
+        attachments: Vec<Attachment>,
+        mends: bool,
+    ) -> Result<()> {
         let shared = self.shared.clone();
         let lease = self.lease.take().expect("present until published");
         for disk in &point.disks {
@@ -246,23 +282,9 @@ impl Writer {
         }
         let attachments = self.completed.take().unwrap_or_default();
         let record = Arc::new(PointRecord { attachments, writer: lease.writer(), epoch: lease.epoch(), point });
-        let bytes = point::seal(&shared.repo.inner.ring, &record)?;
-        let name = names::point(record.point.id);
-        let store = &shared.repo.inner.store;
-        lease.check()?;
-        match store.put_if_absent(&name, &bytes)? {
-            Put::Created => {}
-            Put::Exists => {
-                return Err(Error::AlreadyExists { location: name, what: "is a restore point already".into() });
-            }
-        }
-        // Not before this answer is the restore point acknowledged: see `lease`.
-        if let Err(e) = lease.check().and_then(|()| shared.repo.check_in_place()) {
-            let _ = store.delete(&name);
-            return Err(e);
-        }
+        put_point(&shared.repo, &lease, &record, mends)?;
         lock(&shared.repo.inner.points).insert(record.point.id, record);
-        Ok(())
+        if disorder::is(Disorder::PointFirst) { shared.settle() } else { Ok(()) }
     }
 
     /// Packs that count as absent for this run: condemned by its epoch, or lost.
