@@ -198,7 +198,8 @@ mod tests {
             repo.index().refresh().unwrap();
             let times = mark_and_sweep(&repo).unwrap();
             assert!(times.marks > entries && times.marks <= entries + entries / 100 + 5, "{times:?}");
-            assert_eq!(times.dead_packs, 2, "those of the other segment");
+            // Those of the other segment; by chance something dead passes for live, never the other way round.
+            assert!(times.dead_packs <= 2, "{times:?}");
             let disk = &repo.points().unwrap().points[0].disks[0];
             let tree = Tree::parse(&disk.root, disk.size_bytes, disk.chunk_bytes).unwrap();
             assert_eq!(tree.data_chunks(&*repo.inner).unwrap(), entries);
