@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 /// Every crate of the workspace with the crates of ours that it may depend on.
-const MAY_DEPEND_ON: [(&str, &[&str]); 8] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
     ("model", &[]),
     ("nbd", &[]),
     ("decide", &["model"]),
@@ -18,6 +18,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 8] = [
     ("hypervisor", &["model"]),
     ("engine", &["model", "decide", "repo", "nbd", "hypervisor"]),
     ("cli", &["model", "decide", "repo", "hypervisor", "engine"]),
+    ("api", &[]),
     ("lab", &["model"]),
 ];
 
