@@ -13,7 +13,7 @@
 # missing; nothing when nothing is.
 set -euo pipefail
 
-build_packages=(gcc libc6-dev make pkg-config)
+build_packages=(gcc libc6-dev make pkg-config protobuf-compiler libprotobuf-dev)
 lab_packages=(busybox-static cpio lz4 zstd xz-utils iproute2 nftables fdisk e2fsprogs xfsprogs btrfs-progs
     nbdkit libnbd-bin etcd-server etcd-client
     python3 python3-cryptography python3-argon2 python3-zstandard python3-lz4)
