@@ -4,4 +4,5 @@
 pub mod pointref;
 pub mod readplan;
 pub mod retention;
+pub mod schedule;
 pub mod tracking;

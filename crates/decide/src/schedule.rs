@@ -1,0 +1,3 @@
+//! When backups start: cron expressions, windows, and the plan over all VMs and policies.
+
+pub mod cron;
