@@ -41,6 +41,12 @@ impl Bytes {
     }
 }
 
+impl From<u64> for Bytes {
+    fn from(bytes: u64) -> Self {
+        Self(bytes)
+    }
+}
+
 impl fmt::Display for Bytes {
     /// Binary units with one decimal from KiB up: `0 B`, `16.0 MiB`, `1.3 GiB`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -211,7 +211,7 @@ impl Cron {
     }
 
     /// Every instant that the times of one day name, in order.
-    fn on(&self, date: civil::Date, zone: &TimeZone) -> Vec<Timestamp> {
+    pub(crate) fn on(&self, date: civil::Date, zone: &TimeZone) -> Vec<Timestamp> {
         if !self.names_day(date) {
             return Vec::new();
         }
