@@ -26,7 +26,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
 /// Crates that compute and do nothing else, and what they may use besides ours: plain data, text, no runtime, no I/O.
 const PURE: [(&str, &[&str]); 2] = [
     ("model", &["jiff", "serde", "serde_json", "thiserror", "uuid"]),
-    ("decide", &["jiff", "serde", "serde_json", "thiserror", "uuid"]),
+    ("decide", &["jiff", "serde", "serde_json", "thiserror", "toml", "uuid"]),
 ];
 
 /// Where `unsafe` may stand.

@@ -2,6 +2,8 @@
 //! every decision can be tested, replayed and explained.
 
 pub mod pointref;
+pub mod policy;
 pub mod readplan;
 pub mod retention;
+pub mod schedule;
 pub mod tracking;

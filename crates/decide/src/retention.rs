@@ -11,7 +11,6 @@
 //! Invariants: a larger number never keeps less; what was kept is kept again by the same policy; the order of the input
 //! does not matter. Not here: reading the clock, holds or points, and deleting anything.
 
-mod age;
 #[cfg(test)]
 mod tests;
 
@@ -20,50 +19,10 @@ use std::{
     fmt,
 };
 
-pub use age::{Age, ParseAgeError};
 use jiff::{Timestamp, Zoned, tz::TimeZone};
 use uuid::Uuid;
+pub use virtward_model::{Age, ParseAgeError, Retention as Policy};
 use virtward_model::{PointId, RestorePoint};
-
-/// What to keep. A number of 0 is no rule.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Policy {
-    /// The newest points.
-    pub last: u32,
-    /// Hours with restore points.
-    pub hourly: u32,
-    /// Days.
-    pub daily: u32,
-    /// ISO weeks, which begin on Monday.
-    pub weekly: u32,
-    /// Months.
-    pub monthly: u32,
-    /// Years.
-    pub yearly: u32,
-    /// Everything that is at most this much older than the newest point of its VM: a VM whose backups stopped does not
-    /// lose its history to the passage of time.
-    pub within: Option<Age>,
-    /// Everything with one of these tags.
-    pub tags: Vec<String>,
-}
-
-impl Policy {
-    /// Whether it keeps nothing at all.
-    pub fn is_empty(&self) -> bool {
-        let numbers = self.last == 0 && CALENDAR.iter().all(|rule| self.periods(*rule) == 0);
-        numbers && self.tags.is_empty() && self.within.is_none_or(|age| age.is_zero())
-    }
-
-    fn periods(&self, rule: Rule) -> u32 {
-        match rule {
-            Rule::Hourly => self.hourly,
-            Rule::Daily => self.daily,
-            Rule::Weekly => self.weekly,
-            Rule::Monthly => self.monthly,
-            Rule::Yearly => self.yearly,
-        }
-    }
-}
 
 /// What no rule removes.
 #[derive(Clone, Debug, Default)]
@@ -108,6 +67,17 @@ impl Rule {
             Rule::Weekly => "weeks",
             Rule::Monthly => "months",
             Rule::Yearly => "years",
+        }
+    }
+
+    /// How many of its periods a policy keeps.
+    fn wanted(self, policy: &Policy) -> u32 {
+        match self {
+            Rule::Hourly => policy.hourly,
+            Rule::Daily => policy.daily,
+            Rule::Weekly => policy.weekly,
+            Rule::Monthly => policy.monthly,
+            Rule::Yearly => policy.yearly,
         }
     }
 
@@ -290,7 +260,7 @@ impl Judge<'_> {
     }
 
     fn calendar(&self, rule: Rule, verdicts: &mut [Verdict<'_>]) {
-        let allowed = self.policy.periods(rule);
+        let allowed = rule.wanted(self.policy);
         if allowed == 0 {
             return;
         }

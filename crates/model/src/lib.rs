@@ -1,14 +1,23 @@
-//! The nouns that every other crate speaks: units, virtual machines and their disks, restore points.
+//! The nouns that every other crate speaks: units, virtual machines and their disks, restore points, policies.
 //!
-//! Plain data with parsing, formatting and serialisation. No I/O, no clock, no policy.
+//! Plain data with parsing, formatting and serialisation. No I/O, no clock, no decisions.
 
+pub mod age;
 pub mod point;
+pub mod policy;
+pub mod retention;
+pub mod select;
+pub mod time;
 pub mod units;
 pub mod vm;
 
+pub use age::{Age, ParseAgeError};
 pub use point::{
     BackupKind, CopiedFrom, DiskRecord, PointId, QuiesceOutcome, QuiesceRecord, QuiesceRequest, RestorePoint,
     SourceKind, TrackingRecord, TrackingState,
 };
+pub use policy::Policy;
+pub use retention::Retention;
+pub use time::{Seconds, TimeOfDay, Weekday};
 pub use units::Bytes;
 pub use vm::{Disk, DiskDevice, DiskSource, Vm, VmState};

@@ -33,6 +33,18 @@ impl Bytes {
     pub const fn get(self) -> u64 {
         self.0
     }
+    /// In the largest binary unit that needs no fraction, so that it parses as the same size: `100MiB`, `1000`.
+    pub fn exact(self) -> String {
+        const UNITS: [&str; 5] = ["", "KiB", "MiB", "GiB", "TiB"];
+        let unit = (self.0.trailing_zeros() as usize / 10).min(UNITS.len() - 1) * usize::from(self.0 > 0);
+        format!("{}{}", self.0 >> (unit * 10), UNITS[unit])
+    }
+}
+
+impl From<u64> for Bytes {
+    fn from(bytes: u64) -> Self {
+        Self(bytes)
+    }
 }
 
 impl fmt::Display for Bytes {
@@ -94,5 +106,11 @@ mod tests {
         }
         assert_eq!(Bytes::mib(16).to_string(), "16.0 MiB");
         assert_eq!(Bytes(17).to_string(), "17 B");
+        for (size, text) in
+            [(Bytes(0), "0"), (Bytes(1000), "1000"), (Bytes::mib(100), "100MiB"), (Bytes(3 << 50), "3072TiB")]
+        {
+            assert_eq!(size.exact(), text);
+            assert_eq!(text.parse(), Ok(size));
+        }
     }
 }

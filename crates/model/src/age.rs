@@ -3,9 +3,11 @@
 use std::{fmt, str::FromStr};
 
 use jiff::{Span, Timestamp, tz::TimeZone};
+use serde::{Deserialize, Serialize};
 
 /// Calendar time to count back: years and months have their own lengths.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Age {
     /// Counts of [`UNITS`].
     counts: [u16; 5],
@@ -81,5 +83,18 @@ impl FromStr for Age {
             rest = tail;
         }
         Ok(age)
+    }
+}
+
+impl TryFrom<String> for Age {
+    type Error = ParseAgeError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Age> for String {
+    fn from(age: Age) -> String {
+        age.to_string()
     }
 }
