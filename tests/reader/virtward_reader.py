@@ -279,14 +279,20 @@ class Repository:
         while FANOUT ** (level + 1) < chunks:
             level += 1
         if disk["root"]:
-            for index, chunk in self.leaves(bytes.fromhex(disk["root"]), level, 0):
+            for index, layers in self.leaves(bytes.fromhex(disk["root"]), level, 0):
                 if index < chunks:
-                    yield index, self.record(PACK_DATA, chunk)
+                    room = min(disk["chunk_bytes"], disk["size_bytes"] - index * disk["chunk_bytes"])
+                    plain = self.record(PACK_DATA, layers[0])[:room]
+                    for overlay in layers[1:]:
+                        plain = lay_over(plain.ljust(room, b"\0"), self.record(PACK_DATA, overlay))
+                    yield index, plain
 
     def leaves(self, page_id, level, number):
-        """Number and id of each data chunk below page `number` of a level."""
+        """Number of each data chunk below page `number` of a level, with its id and the ids of its overlays."""
         page = self.record(PACK_META, page_id)
-        check(page[:5] == b"VWPG\1" and page[5] == level, f"page {page_id.hex()} is of another level")
+        version = page[4]
+        check(page[:4] == b"VWPG" and version in ((1, 2) if level == 0 else (1,)), f"page {page_id.hex()} is newer")
+        check(page[5] == level, f"page {page_id.hex()} is of another level")
         count = struct.unpack_from("<H", page, 6)[0]
         check(count <= FANOUT, f"page {page_id.hex()} has too many entries")
         bitmap_bytes = -(-count // 8)
@@ -296,7 +302,12 @@ class Repository:
                 below, index = page[at:at + 32], FANOUT * number + entry
                 at += width
                 if level == 0:
-                    yield index, below
+                    layers = [below]
+                    if version == 2:
+                        end = at + 1 + 32 * page[at]
+                        layers += [page[place:place + 32] for place in range(at + 1, end, 32)]
+                        at = end
+                    yield index, layers
                 else:
                     yield from self.leaves(below, level - 1, index)
 
@@ -312,6 +323,22 @@ class Repository:
                 file.write(plain)
                 written += len(plain)
         return written
+
+
+def lay_over(chunk, overlay):
+    """The chunk with the overlay's parts written over it; what lies beyond its end is left out."""
+    check(overlay[:5] == b"VWOV\1", "an overlay of another format")
+    count, = struct.unpack_from("<H", overlay, 5)
+    chunk, room, at = bytearray(chunk), len(chunk), 7 + 8 * count
+    for part in range(count):
+        offset, length = struct.unpack_from("<II", overlay, 7 + 8 * part)
+        check(at + length <= len(overlay), "an overlay ends too early")
+        if offset < room:
+            end = min(offset + length, room)
+            chunk[offset:end] = overlay[at:at + end - offset]
+        at += length
+    check(at == len(overlay), "an overlay is longer than its parts")
+    return bytes(chunk)
 
 
 def public_bytes(private):

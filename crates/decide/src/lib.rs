@@ -1,6 +1,7 @@
 //! Pure decisions. Nothing here reads a clock, a file or a network; everything is a function of its arguments, so that
 //! every decision can be tested, replayed and explained.
 
+pub mod arbiter;
 pub mod pointref;
 pub mod policy;
 pub mod readplan;

@@ -1,7 +1,8 @@
 //! From extents (what is allocated, what is dirty) to chunk-sized reads.
 //!
 //! Invariants: every chunk touched by a dirty byte is planned exactly once; a chunk's reads cover all of its bytes that
-//! may be non-zero and are sorted, disjoint and inside the chunk; chunks that read as zeros are never read.
+//! may be non-zero and are sorted, disjoint and inside the chunk; chunks that read as zeros are never read; the dirty
+//! parts of a chunk cover all of its dirty bytes.
 
 use std::ops::Range;
 
@@ -119,17 +120,21 @@ impl Planner {
     }
 }
 
-/// Collects dirty spans into chunk-aligned byte ranges, merged and in order.
-pub struct DirtyChunks {
+/// Dirty spans that are remembered as they are; a disk with more is read by whole chunks.
+const SPANS_MAX: usize = 1 << 20;
+
+/// Collects dirty spans: as they are, and as chunk-aligned byte ranges. Both merged and in order.
+pub struct Dirty {
     chunk_bytes: u64,
     size_bytes: u64,
     ranges: Vec<Range<u64>>,
+    spans: Vec<Range<u64>>,
 }
 
-impl DirtyChunks {
+impl Dirty {
     /// For a disk of `size_bytes`.
     pub fn new(chunk_bytes: u32, size_bytes: u64) -> Self {
-        Self { chunk_bytes: u64::from(chunk_bytes), size_bytes, ranges: Vec::new() }
+        Self { chunk_bytes: u64::from(chunk_bytes), size_bytes, ranges: Vec::new(), spans: Vec::new() }
     }
 
     /// The next span, in ascending order; spans that are not set are ignored.
@@ -138,18 +143,64 @@ impl DirtyChunks {
             return;
         }
         let end = (span.offset + span.length).min(self.size_bytes);
+        merge(&mut self.spans, span.offset..end);
+        // Memory for one more than is used tells that there were too many.
+        self.spans.truncate(SPANS_MAX + 1);
         let start = span.offset / self.chunk_bytes * self.chunk_bytes;
         let end = (end.div_ceil(self.chunk_bytes) * self.chunk_bytes).min(self.size_bytes);
-        match self.ranges.last_mut() {
-            Some(last) if start <= last.end => last.end = last.end.max(end),
-            _ => self.ranges.push(start..end),
-        }
+        merge(&mut self.ranges, start..end);
     }
 
-    /// The ranges to look at.
-    pub fn into_ranges(self) -> Vec<Range<u64>> {
-        self.ranges
+    /// The ranges to look at: chunks in which anything is dirty.
+    pub fn ranges(&self) -> &[Range<u64>] {
+        &self.ranges
     }
+
+    /// The chunks of which parts are dirty, with these parts, relative to the chunk; chunks that are dirty as a whole are
+    /// left out. Nothing where there were too many spans to remember.
+    pub fn parts(&self) -> Vec<(u64, Vec<Range<u32>>)> {
+        let mut parts: Vec<(u64, Vec<Range<u32>>)> = Vec::new();
+        if self.spans.len() > SPANS_MAX {
+            return parts;
+        }
+        for span in &self.spans {
+            let mut at = span.start;
+            while at < span.end {
+                let index = at / self.chunk_bytes;
+                let start = index * self.chunk_bytes;
+                let end = span.end.min(start + self.chunk_bytes);
+                let part = (at - start) as u32..(end - start) as u32;
+                let is_whole = part.start == 0 && end == self.size_bytes.min(start + self.chunk_bytes);
+                match parts.last_mut() {
+                    _ if is_whole => {}
+                    Some((last, list)) if *last == index => list.push(part),
+                    _ => parts.push((index, vec![part])),
+                }
+                at = end;
+            }
+        }
+        parts
+    }
+}
+
+fn merge(ranges: &mut Vec<Range<u64>>, next: Range<u64>) {
+    match ranges.last_mut() {
+        Some(last) if next.start <= last.end => last.end = last.end.max(next.end),
+        _ => ranges.push(next),
+    }
+}
+
+/// What two sorted lists of disjoint ranges have in common.
+pub fn intersect(a: &[Range<u64>], b: &[Range<u64>]) -> Vec<Range<u64>> {
+    let (mut i, mut j, mut both) = (0, 0, Vec::new());
+    while let (Some(x), Some(y)) = (a.get(i), b.get(j)) {
+        let common = x.start.max(y.start)..x.end.min(y.end);
+        if !common.is_empty() {
+            both.push(common);
+        }
+        if x.end < y.end { i += 1 } else { j += 1 }
+    }
+    both
 }
 
 #[cfg(test)]
@@ -240,24 +291,58 @@ mod tests {
             spans in prop::collection::vec((1u64..3_000_000, any::<bool>()), 1..40),
         ) {
             let size: u64 = spans.iter().map(|span| span.0).sum();
-            let mut chunks = DirtyChunks::new(CHUNK, size);
+            let mut chunks = Dirty::new(CHUNK, size);
             let mut offset = 0;
             for &(length, set) in &spans {
                 chunks.push(Span { offset, length, set });
                 offset += length;
             }
-            let ranges = chunks.into_ranges();
+            let ranges = chunks.ranges().to_vec();
             for pair in ranges.windows(2) { prop_assert!(pair[0].end < pair[1].start); }
             for range in &ranges {
                 prop_assert_eq!(range.start % u64::from(CHUNK), 0);
                 prop_assert!(range.end == size || range.end % u64::from(CHUNK) == 0);
             }
             let mut offset = 0;
-            for (length, set) in spans {
-                if set {
+            for (length, set) in &spans {
+                if *set {
                     prop_assert!(ranges.iter().any(|range| range.start <= offset && offset + length <= range.end));
                 }
                 offset += length;
+            }
+            // Parts are what is dirty and nothing else, in chunks that are not dirty as a whole.
+            let is_dirty = |at: u64| {
+                let mut begin = 0;
+                spans.iter().any(|(length, set)| { begin += length; *set && (begin - length..begin).contains(&at) })
+            };
+            for (index, parts) in chunks.parts() {
+                let start = index * u64::from(CHUNK);
+                let room = u64::from(CHUNK).min(size - start);
+                prop_assert!(parts.iter().map(|part| u64::from(part.end - part.start)).sum::<u64>() < room);
+                for pair in parts.windows(2) { prop_assert!(pair[0].end < pair[1].start); }
+                for part in &parts {
+                    prop_assert!(part.start < part.end && u64::from(part.end) <= room);
+                    let (first, last) = (start + u64::from(part.start), start + u64::from(part.end) - 1);
+                    prop_assert!(is_dirty(first) && is_dirty(last) && is_dirty(first.midpoint(last)));
+                    prop_assert!(part.start == 0 || !is_dirty(first - 1));
+                    prop_assert!(u64::from(part.end) == room || !is_dirty(last + 1));
+                }
+            }
+        }
+
+        #[test]
+        fn what_two_lists_have_in_common_is_in_both(
+            a in prop::collection::btree_set(0u64..200, 0..12), b in prop::collection::btree_set(0u64..200, 0..12),
+        ) {
+            let list = |cuts: &std::collections::BTreeSet<u64>| -> Vec<Range<u64>> {
+                let cuts: Vec<u64> = cuts.iter().copied().collect();
+                cuts.chunks_exact(2).map(|pair| pair[0]..pair[1]).collect()
+            };
+            let (a, b) = (list(&a), list(&b));
+            let both = intersect(&a, &b);
+            let has = |list: &[Range<u64>], at| list.iter().any(|range| range.contains(&at));
+            for at in 0..200 {
+                prop_assert_eq!(has(&both, at), has(&a, at) && has(&b, at));
             }
         }
     }

@@ -32,7 +32,7 @@ fn valid() -> Vec<Vec<u8>> {
     let info = PackInfo { header: header.clone(), footer };
     let entries = vec![IndexEntry { pack: 0, entry: entry(1) }];
     let (_, segment) = segment::encode(&ring, (ObjectId::random(), 3), &[info], &[config.repository], entries).unwrap();
-    let refs = (0..200).map(|n| (n % 3 == 0).then_some(Ref { id: ChunkId([n as u8; 32]), chunks: 2 })).collect();
+    let refs = (0..200).map(|n| (n % 3 == 0).then_some(Ref::page(ChunkId([n as u8; 32]), 2))).collect();
     let attachments = [point::Attachment { name: "domain.xml".into(), bytes: vec![1; 50] }];
     vec![
         config.encode(),
@@ -101,7 +101,7 @@ proptest! {
 
     #[test]
     fn pages_round_trip(level in 0u8..4, refs in prop::collection::vec(prop::option::of(any::<[u8; 32]>()), 0..=256)) {
-        let refs = refs.into_iter().map(|id| id.map(|id| Ref { id: ChunkId(id), chunks: 1 })).collect();
+        let refs = refs.into_iter().map(|id| id.map(|id| Ref::chunk(ChunkId(id)))).collect();
         if let Some(page) = Page::new(level, refs) {
             prop_assert_eq!(Page::decode(&page.encode(), level).unwrap(), page);
         }

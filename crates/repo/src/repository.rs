@@ -16,6 +16,7 @@ use crate::{
     index::{Index, Location},
     keys::{KdfCost, KeyInfo, KeyRing, Secret, slot},
     manifest::{
+        Ref, overlay,
         page::{PAGE_BYTES_MAX, Page},
         point::PointRecord,
         tree::Pages,
@@ -326,6 +327,16 @@ impl Inner {
         let mut plain = Vec::new();
         decode_record(&self.ring, &pack.header, &*self.sealer(pack)?, entry, &mut sealed, &mut plain)
             .map_err(|e| e.at(&*name))?;
+        Ok(plain)
+    }
+
+    /// What is at a place: the chunk, cut or filled with zeros to `room` bytes, and what was written over it.
+    pub(crate) fn read_place(&self, r: &Ref, room: usize) -> Result<Vec<u8>> {
+        let mut plain = self.read_record(&r.id)?;
+        plain.resize(room, 0);
+        for id in &r.overlays {
+            overlay::apply(&self.read_record(id)?, &mut plain).map_err(|e| e.at(format!("overlay {id}")))?;
+        }
         Ok(plain)
     }
 

@@ -22,6 +22,8 @@ use crate::{
 
 /// Longest name: it becomes part of labels and addresses.
 const NAME_BYTES_MAX: usize = 63;
+/// Most cron expressions of a policy.
+const CRONS_MAX: usize = 32;
 
 /// What policies may refer to.
 #[derive(Clone, Copy, Debug)]
@@ -181,6 +183,11 @@ impl Checker<'_> {
         if schedule.cron.is_empty() {
             self.find("schedule.cron", "no time is given", "for example cron = \"30 1 * * *\" for every day at 01:30");
         }
+        if schedule.cron.len() > CRONS_MAX {
+            let message = format!("{} cron expressions are too many", schedule.cron.len());
+            self.find("schedule.cron", message, format!("{CRONS_MAX} at most; use lists and steps in them"));
+            return;
+        }
         let mut crons = Vec::new();
         for (place, text) in schedule.cron.iter().enumerate() {
             match Cron::parse(text) {
@@ -232,6 +239,7 @@ impl Checker<'_> {
         let names: Vec<String> = self.known.zones.available().map(|zone| zone.to_string()).collect();
         let city = |zone: &str| zone.rsplit('/').next().unwrap_or(zone).to_owned();
         let mut near = nearest(name, names.iter().map(String::as_str));
+        near.truncate(1);
         if near.is_empty() {
             // `Berlin` means `Europe/Berlin`.
             near = names.iter().filter(|zone| city(zone).eq_ignore_ascii_case(&city(name))).take(3).cloned().collect();

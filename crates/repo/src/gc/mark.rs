@@ -64,7 +64,7 @@ impl<'a> Marker<'a> {
             parallel(&batch, self.threads, |(id, level)| {
                 let page = self.repo.inner.page(id, *level)?;
                 self.live.insert(id);
-                let below: Vec<ChunkId> = page.refs.iter().flatten().map(|r| r.id).collect();
+                let below: Vec<ChunkId> = page.refs.iter().flatten().flat_map(|r| r.layers().copied()).collect();
                 let mut found = lock(&found);
                 found.1 += below.len() as u64 + 1;
                 match level.checked_sub(1) {

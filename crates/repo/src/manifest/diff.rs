@@ -3,7 +3,7 @@
 use virtward_model::DiskRecord;
 
 use super::{
-    page::{FANOUT, span},
+    page::{FANOUT, Ref, span},
     tree::{Pages, Tree},
 };
 use crate::{error::Result, format::ChunkId};
@@ -95,16 +95,41 @@ impl Diff<'_> {
     }
 }
 
-/// The chunks of a leaf that changed, with what they are now (`None` is zero).
-pub fn leaf_changes(pages: &dyn Pages, new: &Tree, since: &Since, leaf: u64) -> Result<Vec<(u64, Option<ChunkId>)>> {
+/// A place that changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Number of the chunk.
+    pub index: u64,
+    /// What is there now; `None` is zero.
+    pub now: Option<Ref>,
+    /// How many of its layers were there before, below nothing else.
+    pub kept: usize,
+}
+
+impl Change {
+    fn new(index: u64, now: Option<Ref>, then: Option<Ref>) -> Self {
+        let kept = match (&now, &then) {
+            (Some(now), Some(then)) if now.layers().zip(then.layers()).all(|(a, b)| a == b) => then.layers().count(),
+            _ => 0,
+        };
+        // Layers that were taken off leave nothing to build on.
+        let kept = if now.as_ref().is_some_and(|now| kept < now.layers().count()) { kept } else { 0 };
+        Self { index, now, kept }
+    }
+}
+
+/// The chunks of a leaf that changed.
+pub fn leaf_changes(pages: &dyn Pages, new: &Tree, since: &Since, leaf: u64) -> Result<Vec<Change>> {
     let (page, old) = (new.leaf(pages, leaf)?, since_leaf(pages, since, leaf)?);
     let mut changes = Vec::new();
     for place in 0..FANOUT.min(new.chunks.saturating_sub(leaf * FANOUT)) {
         let index = leaf * FANOUT + place;
-        let now = page.as_ref().and_then(|page| page.get(place)).map(|r| r.id);
-        let then = old.as_ref().and_then(|page| page.get(place)).map(|r| r.id).filter(|_| index < since.tree.chunks);
-        if now != then || (now.is_some() && since.cut == Some(index)) {
-            changes.push((index, now));
+        let now = page.as_ref().and_then(|page| page.get(place));
+        let then = old.as_ref().and_then(|page| page.get(place)).filter(|_| index < since.tree.chunks);
+        if now.is_some() && since.cut == Some(index) {
+            changes.push(Change { index, now, kept: 0 });
+        } else if now != then {
+            changes.push(Change::new(index, now, then));
         }
     }
     Ok(changes)
@@ -144,7 +169,7 @@ mod tests {
         fn write(&self, page: &Page) -> Ref {
             let id = ChunkId(*blake3::hash(&page.encode()).as_bytes());
             self.0.lock().unwrap().insert(id, Arc::new(page.clone()));
-            Ref { id, chunks: page.chunks() }
+            Ref::page(id, page.chunks())
         }
 
         /// A tree with these chunks set; the number is the content.
@@ -152,7 +177,7 @@ mod tests {
             let mut leaves: BTreeMap<u64, Vec<Option<Ref>>> = BTreeMap::new();
             for (index, byte) in set.range(..chunks) {
                 let refs = leaves.entry(index / FANOUT).or_insert_with(|| vec![None; FANOUT as usize]);
-                refs[(index % FANOUT) as usize] = Some(Ref { id: ChunkId([*byte; 32]), chunks: 1 });
+                refs[(index % FANOUT) as usize] = Some(Ref::chunk(ChunkId([*byte; 32])));
             }
             let whole = |refs| Page::new(0, refs).map(|page| self.write(&page));
             let changes = leaves.into_iter().map(|(leaf, refs)| (leaf, LeafChange::Whole(whole(refs)))).collect();
@@ -166,7 +191,7 @@ mod tests {
             let (mut from, mut found) = (0, Vec::new());
             while let Some(leaf) = changed_leaf(self, new, &since, from).unwrap() {
                 let changes = leaf_changes(self, new, &since, leaf).unwrap();
-                found.extend(changes.into_iter().map(|(index, id)| (index, id.map(|id| id.0[0]))));
+                found.extend(changes.into_iter().map(|change| (change.index, change.now.map(|r| r.id.0[0]))));
                 from = leaf + 1;
             }
             found

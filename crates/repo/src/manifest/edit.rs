@@ -6,7 +6,7 @@ use super::{
     page::{FANOUT, Page, Ref, root_level},
     tree::{Pages, Tree},
 };
-use crate::{error::Result, format::ChunkId};
+use crate::error::Result;
 
 /// What happened to one leaf.
 #[derive(Debug)]
@@ -35,13 +35,13 @@ impl Default for Patch {
 
 impl Patch {
     /// Sets a chunk; false if it was set before.
-    pub fn set(&mut self, place: u64, chunk: Option<ChunkId>) -> bool {
+    pub fn set(&mut self, place: u64, chunk: Option<Ref>) -> bool {
         let place = place as usize;
         if std::mem::replace(&mut self.set[place], true) {
             return false;
         }
         self.count += 1;
-        self.refs[place] = chunk.map(|id| Ref { id, chunks: 1 });
+        self.refs[place] = chunk;
         true
     }
     /// How many are set.
@@ -69,7 +69,7 @@ pub struct Edit<'a> {
 }
 
 /// The base's share of a node.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Base {
     Zero,
     Node(Ref),
@@ -95,7 +95,7 @@ impl Edit<'_> {
         loop {
             let page = self.pages.page(&id, base_level)?;
             if base_level == level {
-                return Ok(Base::Node(Ref { id, chunks: page.chunks() }));
+                return Ok(Base::Node(Ref::page(id, page.chunks())));
             }
             // The disk shrank below a level: what remains is under the first child.
             let Some(child) = page.get(0) else { return Ok(Base::Zero) };
@@ -116,19 +116,19 @@ impl Edit<'_> {
                 Base::Above => {}
             }
         }
-        let old = match base {
+        let old = match &base {
             Base::Node(r) => Some(self.pages.page(&r.id, level)?),
             _ => None,
         };
         let refs =
-            if level == 0 { self.leaf_refs(node, old.as_deref()) } else { self.children(level, node, base, old)? };
+            if level == 0 { self.leaf_refs(node, old.as_deref()) } else { self.children(level, node, &base, old)? };
         match refs {
             Refs::Page(refs) => Page::new(level, refs).map(|page| (self.write)(&page)).transpose(),
             Refs::Written(r) => Ok(r),
         }
     }
 
-    fn children(&self, level: u8, node: u64, base: Base, old: Option<Arc<Page>>) -> Result<Refs> {
+    fn children(&self, level: u8, node: u64, base: &Base, old: Option<Arc<Page>>) -> Result<Refs> {
         // Nodes of the level below that the disk has.
         let end = self.chunks.div_ceil(FANOUT.pow(u32::from(level)));
         let mut refs = Vec::with_capacity(FANOUT as usize);
@@ -146,7 +146,7 @@ impl Edit<'_> {
     fn base_below(&self, level: u8) -> Result<Base> {
         match self.base {
             Some(Tree { root: Some(id), .. }) if self.base_level() == level => {
-                Ok(Base::Node(Ref { id, chunks: self.pages.page(&id, level)?.chunks() }))
+                Ok(Base::Node(Ref::page(id, self.pages.page(&id, level)?.chunks())))
             }
             Some(_) => Ok(Base::Above),
             None => Ok(Base::Zero),
@@ -155,14 +155,14 @@ impl Edit<'_> {
 
     fn leaf_refs(&self, leaf: u64, old: Option<&Page>) -> Refs {
         let patch = match self.changes.get(&leaf) {
-            Some(LeafChange::Whole(r)) => return Refs::Written(*r),
+            Some(LeafChange::Whole(r)) => return Refs::Written(r.clone()),
             Some(LeafChange::Patch(patch)) => Some(patch),
             Some(LeafChange::Sealing) | None => None,
         };
         let count = FANOUT.min(self.chunks - leaf * FANOUT);
         let old_at = |place| old.and_then(|page| page.get(place));
         let at = |place: u64| match patch {
-            Some(patch) if patch.set[place as usize] => patch.refs[place as usize],
+            Some(patch) if patch.set[place as usize] => patch.refs[place as usize].clone(),
             _ => old_at(place),
         };
         Refs::Page((0..count).map(at).collect())

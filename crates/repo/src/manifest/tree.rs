@@ -60,12 +60,12 @@ impl Tree {
         Ok(Some(page))
     }
 
-    /// The chunk at an index; `None` if it is zero.
-    pub fn chunk(&self, pages: &dyn Pages, index: u64) -> Result<Option<ChunkId>> {
+    /// What is at the place of a chunk; `None` if it is zero.
+    pub fn chunk(&self, pages: &dyn Pages, index: u64) -> Result<Option<Ref>> {
         if index >= self.chunks {
             return Ok(None);
         }
-        Ok(self.leaf(pages, index / FANOUT)?.and_then(|page| page.get(index % FANOUT)).map(|r| r.id))
+        Ok(self.leaf(pages, index / FANOUT)?.and_then(|page| page.get(index % FANOUT)))
     }
 
     /// Number of chunks that are not zero.
@@ -79,15 +79,14 @@ impl Tree {
     /// The first leaf page at or after `from`, with its number; zero subtrees are skipped without reading.
     pub fn next_leaf(&self, pages: &dyn Pages, from: u64) -> Result<Option<(u64, Arc<Page>)>> {
         let Some(root) = self.root else { return Ok(None) };
-        let root = Ref { id: root, chunks: 0 };
-        next_leaf(pages, root, self.level(), 0, from, self.chunks.div_ceil(FANOUT))
+        next_leaf(pages, &root, self.level(), 0, from, self.chunks.div_ceil(FANOUT))
     }
 }
 
 /// Below a node: `first` is the number of the node's first leaf.
 fn next_leaf(
     pages: &dyn Pages,
-    node: Ref,
+    node: &ChunkId,
     level: u8,
     first: u64,
     from: u64,
@@ -96,7 +95,7 @@ fn next_leaf(
     if level == 0 && first < from {
         return Ok(None);
     }
-    let page = pages.page(&node.id, level)?;
+    let page = pages.page(node, level)?;
     if level == 0 {
         return Ok(Some((first, page)));
     }
@@ -108,7 +107,7 @@ fn next_leaf(
             break;
         }
         let Some(child) = page.get(place) else { continue };
-        if let Some(found) = next_leaf(pages, child, level - 1, child_first, from.max(child_first), end)? {
+        if let Some(found) = next_leaf(pages, &child.id, level - 1, child_first, from.max(child_first), end)? {
             return Ok(Some(found));
         }
     }

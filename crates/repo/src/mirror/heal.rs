@@ -170,8 +170,12 @@ impl Mender<'_> {
                 Some(r) if level > 0 && number * span(level - 1) < place.tree.chunks => {
                     self.page(place, &r.id, level - 1, number)?;
                 }
-                Some(r) if level == 0 && number < place.tree.chunks && !self.is_good(&r.id)? => {
-                    self.chunk(place, &r.id, number)?;
+                Some(r) if level == 0 && number < place.tree.chunks => {
+                    for (layer, id) in r.layers().enumerate() {
+                        if !self.is_good(id)? {
+                            self.chunk(place, id, number, layer)?;
+                        }
+                    }
                 }
                 _ => {}
             }
@@ -193,25 +197,30 @@ impl Mender<'_> {
         Ok(id)
     }
 
-    /// The mirror's bytes of a chunk; `None` if it has none, an empty buffer if they are zero.
-    fn mirrored(&self, place: &Place<'_>, index: u64) -> Result<Option<Vec<u8>>> {
+    /// The mirror's layers of a chunk, none if it is zero; `None` if it cannot tell.
+    fn layers_there(&self, place: &Place<'_>, index: u64) -> Result<Option<Vec<ChunkId>>> {
         let Some(copy) = &place.copy else { return Ok(None) };
-        match unless_damaged(copy.chunk(&*self.mirror.inner, index))? {
-            Some(Some(id)) => unless_damaged(self.mirror.inner.read_record(&id)),
-            Some(None) => Ok(Some(Vec::new())),
-            None => Ok(None),
-        }
+        let r = unless_damaged(copy.chunk(&*self.mirror.inner, index))?;
+        Ok(r.map(|r| r.iter().flat_map(Ref::layers).copied().collect()))
     }
 
-    /// A chunk whose id is known.
-    fn chunk(&mut self, place: &Place<'_>, id: &ChunkId, index: u64) -> Result<()> {
+    fn read_there(&self, id: &ChunkId) -> Result<Option<Vec<u8>>> {
+        unless_damaged(self.mirror.inner.read_record(id))
+    }
+
+    /// A layer of a chunk whose id is known.
+    fn chunk(&mut self, place: &Place<'_>, id: &ChunkId, index: u64, layer: usize) -> Result<()> {
         self.meter.status()?;
         let room = place.room(index);
-        self.meter.advance(room as u64);
+        if layer == 0 {
+            self.meter.advance(room as u64);
+        }
         if let Some(plain) = unless_damaged(self.repo.inner.read_record(id))? {
             return self.store_chunk(&plain).map(drop);
         }
-        let Some(mut plain) = self.mirrored(place, index)? else { return Ok(()) };
+        let Some(layers) = self.layers_there(place, index)? else { return Ok(()) };
+        let read = layers.get(layer).map(|id| self.read_there(id)).unwrap_or(Ok(Some(Vec::new())))?;
+        let Some(mut plain) = read else { return Ok(()) };
         // Around a change of the disk's size the same bytes may be stored with more or less of the zeros that follow.
         let listed = self.repo.inner.index.lookup(id, &|_, _| true)?.map(|place| place.entry.plain as usize);
         for len in [Some(plain.len()), listed, Some(room)].into_iter().flatten() {
@@ -249,12 +258,19 @@ impl Mender<'_> {
                 refs.push(page.map(|page| self.store_page(&page)).transpose()?);
                 continue;
             }
-            let Some(mut plain) = self.mirrored(place, child)? else { return Ok(None) };
-            // A copy has its original's chunks, so that what is hashed here is what was hashed then.
-            plain.truncate(place.room(child));
-            self.meter.advance(plain.len() as u64);
-            let id = if is_zero(&plain) { None } else { Some(self.store_chunk(&plain)?) };
-            refs.push(id.map(|id| Ref { id, chunks: 1 }));
+            let Some(layers) = self.layers_there(place, child)? else { return Ok(None) };
+            let layers: Option<Vec<_>> = layers.iter().map(|id| self.read_there(id)).collect::<Result<_>>()?;
+            let Some(mut layers) = layers else { return Ok(None) };
+            // A copy has its original's layers, so that what is hashed here is what was hashed then.
+            if let [only] = &mut layers[..] {
+                only.truncate(place.room(child));
+                if is_zero(only) {
+                    layers.clear();
+                }
+            }
+            self.meter.advance(layers.first().map_or(0, Vec::len) as u64);
+            let ids = layers.iter().map(|layer| self.store_chunk(layer)).collect::<Result<Vec<_>>>()?;
+            refs.push(Ref::layered(&ids));
         }
         Ok(Page::new(level, refs))
     }

@@ -16,8 +16,10 @@ use virtward_model::{CopiedFrom, DiskRecord, PointId, RestorePoint};
 use super::{Meter, by_origin, check_pair, origin};
 use crate::{
     error::{Error, Result},
+    format::ChunkId,
+    manifest::{Ref, diff::Change},
     progress::Progress,
-    reader::RestoreOptions,
+    reader::{RestoreOptions, Sink},
     repository::Repository,
     writer::{DiskSpec, DiskWriter, Writer, WriterOptions},
 };
@@ -197,23 +199,44 @@ impl Sending<'_> {
 
     /// Passes every chunk that is to be copied on.
     fn data(&self, reader: &crate::DiskReader, out: &DiskWriter) -> Result<()> {
-        let refused: OnceLock<Error> = OnceLock::new();
-        let sink = |offset: u64, bytes: &[u8]| {
-            let index = offset / u64::from(out.chunk_bytes());
-            let mut chunk = out.buffer(index);
-            chunk.clear();
-            chunk.extend_from_slice(bytes);
-            out.put_short(index, chunk).map_err(|e| {
-                let _ = refused.set(e);
-                io::Error::other("the destination failed")
-            })
-        };
+        let sink = Onward { out, refused: OnceLock::new() };
         let options =
             RestoreOptions { threads: self.options.threads, progress: Some(&self.meter), ..RestoreOptions::default() };
-        let copied = reader.copy_to(&sink, &options);
-        match refused.into_inner() {
+        let copied = reader.copy_into(&sink, &options);
+        match sink.refused.into_inner() {
             Some(e) => Err(e),
             None => copied.map(drop),
+        }
+    }
+}
+
+/// The disk over there. Chunks get the layers that they have here, so that later increments and mending find them alike.
+struct Onward<'a> {
+    out: &'a DiskWriter,
+    refused: OnceLock<Error>,
+}
+
+impl Sink for Onward<'_> {
+    fn chunk(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let index = offset / u64::from(self.out.chunk_bytes());
+        let mut chunk = self.out.buffer(index);
+        chunk.clear();
+        chunk.extend_from_slice(bytes);
+        self.out.put_short(index, chunk).map_err(|e| {
+            let _ = self.refused.set(e);
+            io::Error::other("the destination failed")
+        })
+    }
+
+    fn layers(&self, change: &Change, read: &dyn Fn(&ChunkId) -> Result<Vec<u8>>) -> Result<bool> {
+        let new = change.now.iter().flat_map(Ref::layers).skip(change.kept);
+        let layers = new.map(read).collect::<Result<Vec<_>>>()?;
+        match self.out.put_layers(change.index, change.kept, layers) {
+            Ok(()) => Ok(true),
+            Err(e) => {
+                let _ = self.refused.set(e.clone());
+                Err(e)
+            }
         }
     }
 }

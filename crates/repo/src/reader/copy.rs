@@ -1,7 +1,8 @@
 //! Copying a whole disk out: many fetches in flight, decoding on all cores, writing only what is not zero.
 //!
 //! Chunks are planned in windows of the disk, sorted by their place in packs, and neighbours are fetched together. A
-//! chunk that occurs more than once in a window is fetched and decoded once.
+//! chunk that occurs more than once in a window is fetched and decoded once. A chunk that was written over is read by
+//! itself, with its overlays.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map},
@@ -18,6 +19,7 @@ use crate::{
     error::{Error, Result},
     format::ChunkId,
     index::Location,
+    manifest::{Ref, diff::Change},
     pack::{Entry, PackInfo, read::decode_record},
     progress::Progress,
     util::{Permits, default_threads, lock},
@@ -65,6 +67,32 @@ struct Group {
     records: Vec<(Entry, Vec<u64>)>,
 }
 
+/// What one thread does next.
+enum Work {
+    Group(Group),
+    Layered(Change),
+}
+
+/// Where a disk is copied to. Called from several threads at once, in no particular order.
+pub(crate) trait Sink: Sync {
+    /// The bytes at an offset.
+    fn chunk(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Takes the layers of a chunk as they are, instead of the bytes that they add up to; false if it does not.
+    fn layers(&self, change: &Change, read: &dyn Fn(&ChunkId) -> Result<Vec<u8>>) -> Result<bool>;
+}
+
+/// A sink that wants bytes.
+struct Bytes<'a, S: ?Sized>(&'a S);
+
+impl<S: Fn(u64, &[u8]) -> io::Result<()> + Sync + ?Sized> Sink for Bytes<'_, S> {
+    fn chunk(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        (self.0)(offset, bytes)
+    }
+    fn layers(&self, _: &Change, _: &dyn Fn(&ChunkId) -> Result<Vec<u8>>) -> Result<bool> {
+        Ok(false)
+    }
+}
+
 struct Copy<'a, S: ?Sized> {
     reader: &'a DiskReader,
     sink: &'a S,
@@ -80,7 +108,7 @@ struct Copy<'a, S: ?Sized> {
 #[derive(Default)]
 struct Plan {
     next_leaf: u64,
-    groups: VecDeque<Group>,
+    work: VecDeque<Work>,
 }
 
 impl DiskReader {
@@ -90,6 +118,11 @@ impl DiskReader {
     where
         S: Fn(u64, &[u8]) -> io::Result<()> + Sync + ?Sized,
     {
+        self.copy_into(&Bytes(sink), options)
+    }
+
+    /// As [`DiskReader::copy_to`], for a sink that may take layers.
+    pub(crate) fn copy_into<S: Sink + ?Sized>(&self, sink: &S, options: &RestoreOptions<'_>) -> Result<RestoreStats> {
         let threads = if options.threads == 0 { default_threads() } else { options.threads };
         let in_flight = match options.in_flight {
             0 => self.repo.inner.store.fetches_in_flight().max(IN_FLIGHT_MIN),
@@ -128,10 +161,17 @@ impl DiskReader {
     }
 }
 
-impl<S: Fn(u64, &[u8]) -> io::Result<()> + Sync + ?Sized> Copy<'_, S> {
+impl<S: Sink + ?Sized> Copy<'_, S> {
     fn work(&self) -> Result<()> {
         let (mut sealed, mut plain) = (Vec::new(), Vec::new());
-        while let Some(group) = self.next()? {
+        while let Some(work) = self.next()? {
+            let group = match work {
+                Work::Group(group) => group,
+                Work::Layered(change) => {
+                    self.copy_layered(&change)?;
+                    continue;
+                }
+            };
             match self.fetch(&group, &mut sealed) {
                 Ok(sealer) => self.copy_group(&group, &sealer, &mut sealed, &mut plain)?,
                 // Repacked since it was planned, or damaged: each chunk is looked up anew, at every place it has.
@@ -150,16 +190,16 @@ impl<S: Fn(u64, &[u8]) -> io::Result<()> + Sync + ?Sized> Copy<'_, S> {
         Ok(())
     }
 
-    fn next(&self) -> Result<Option<Group>> {
+    fn next(&self) -> Result<Option<Work>> {
         self.status()?;
         if self.failed.get().is_some() {
             return Ok(None);
         }
         let mut plan = lock(&self.plan);
-        if plan.groups.is_empty() {
+        if plan.work.is_empty() {
             self.plan_window(&mut plan)?;
         }
-        Ok(plan.groups.pop_front())
+        Ok(plan.work.pop_front())
     }
 
     fn plan_window(&self, plan: &mut Plan) -> Result<()> {
@@ -169,13 +209,17 @@ impl<S: Fn(u64, &[u8]) -> io::Result<()> + Sync + ?Sized> Copy<'_, S> {
         for _ in 0..WINDOW_LEAVES {
             let Some((leaf, chunks)) = self.reader.next_to_copy(plan.next_leaf)? else { break };
             plan.next_leaf = leaf + 1;
-            for (index, id) in chunks {
-                match uses.entry(id) {
-                    hash_map::Entry::Occupied(mut seen) => seen.get_mut().push(index),
-                    hash_map::Entry::Vacant(new) => {
-                        places.push(repo.inner.index.locate(&id)?);
-                        new.insert(vec![index]);
-                    }
+            for change in chunks {
+                match &change.now {
+                    None => {}
+                    Some(r) if !r.overlays.is_empty() => plan.work.push_back(Work::Layered(change)),
+                    Some(Ref { id, .. }) => match uses.entry(*id) {
+                        hash_map::Entry::Occupied(mut seen) => seen.get_mut().push(change.index),
+                        hash_map::Entry::Vacant(new) => {
+                            places.push(repo.inner.index.locate(id)?);
+                            new.insert(vec![change.index]);
+                        }
+                    },
                 }
             }
         }
@@ -183,8 +227,8 @@ impl<S: Fn(u64, &[u8]) -> io::Result<()> + Sync + ?Sized> Copy<'_, S> {
         for Location { pack, entry } in places {
             let indexes = uses.remove(&entry.id).unwrap_or_default();
             let (begin, end) = (u64::from(entry.offset), u64::from(entry.offset) + u64::from(entry.stored));
-            match plan.groups.back_mut() {
-                Some(group)
+            match plan.work.back_mut() {
+                Some(Work::Group(group))
                     if group.pack.id() == pack.id()
                         && begin <= group.end + GAP_BYTES_MAX
                         && end - group.begin <= FETCH_BYTES_MAX =>
@@ -192,7 +236,7 @@ impl<S: Fn(u64, &[u8]) -> io::Result<()> + Sync + ?Sized> Copy<'_, S> {
                     group.end = end;
                     group.records.push((entry, indexes));
                 }
-                _ => plan.groups.push_back(Group { pack, begin, end, records: vec![(entry, indexes)] }),
+                _ => plan.work.push_back(Work::Group(Group { pack, begin, end, records: vec![(entry, indexes)] })),
             }
         }
         Ok(())
@@ -231,12 +275,33 @@ impl<S: Fn(u64, &[u8]) -> io::Result<()> + Sync + ?Sized> Copy<'_, S> {
         Ok(())
     }
 
+    fn copy_layered(&self, change: &Change) -> Result<()> {
+        let (reader, index) = (self.reader, change.index);
+        let Some(r) = &change.now else { return Ok(()) };
+        let read = |id: &ChunkId| {
+            let plain = reader.repo.inner.read_record(id)?;
+            self.fetches.fetch_add(1, Relaxed);
+            self.fetched.fetch_add(plain.len() as u64, Relaxed);
+            Ok(plain)
+        };
+        if self.sink.layers(change, &read)? {
+            if let Some(progress) = self.options.progress {
+                progress.advance(reader.room(index) as u64);
+            }
+            return Ok(());
+        }
+        let room = reader.room(index);
+        let plain = self.permits.with(|| reader.repo.inner.read_place(r, room))?;
+        self.fetches.fetch_add(r.layers().count() as u64, Relaxed);
+        self.give(index, &plain)
+    }
+
     fn give(&self, index: u64, plain: &[u8]) -> Result<()> {
         self.status()?;
         let offset = index * u64::from(self.reader.chunk_bytes);
         let room = self.reader.room(index);
         let bytes = &plain[..plain.len().min(room)];
-        (self.sink)(offset, bytes).map_err(|e| Error::io("write", "the restored disk", e))?;
+        self.sink.chunk(offset, bytes).map_err(|e| Error::io("write", "the restored disk", e))?;
         self.written.fetch_add(bytes.len() as u64, Relaxed);
         if let Some(progress) = self.options.progress {
             progress.advance(room as u64);

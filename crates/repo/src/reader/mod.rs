@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex};
 
 use virtward_model::DiskRecord;
 
+pub(crate) use copy::Sink;
 pub use copy::{RestoreOptions, RestoreStats};
 
 use crate::{
     error::{Error, Result},
-    format::ChunkId,
     manifest::{
         FANOUT, Tree,
-        diff::{Since, changed_leaf, leaf_changes},
+        diff::{Change, Since, changed_leaf, leaf_changes},
     },
     repository::Repository,
     util::{Cache, lock},
@@ -32,11 +32,11 @@ pub struct DiskReader {
     chunk_bytes: u32,
     /// Copying leaves out what was the same then.
     since: Option<Since>,
-    chunks: Mutex<Cache<ChunkId, Arc<Vec<u8>>>>,
+    chunks: Mutex<Cache<u64, Arc<Vec<u8>>>>,
 }
 
-/// Number of a leaf, and indexes and ids of chunks in it.
-type LeafChunks = (u64, Vec<(u64, ChunkId)>);
+/// Number of a leaf, and what is to be copied of it.
+type LeafChunks = (u64, Vec<Change>);
 
 /// A range of a disk that may hold data; everything between extents is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,25 +86,23 @@ impl DiskReader {
             let len = rest.len().min(chunk_bytes as usize - within);
             let (part, tail) = rest.split_at_mut(len);
             part.fill(0);
-            if let Some(id) = self.tree.chunk(&*self.repo.inner, at / chunk_bytes)? {
-                let chunk = self.chunk(&id)?;
-                if let Some(stored) = chunk.get(within..) {
-                    let stored = &stored[..stored.len().min(len)];
-                    part[..stored.len()].copy_from_slice(stored);
-                }
+            if let Some(chunk) = self.chunk(at / chunk_bytes)? {
+                part.copy_from_slice(&chunk[within..within + len]);
             }
             (at, rest) = (at + len as u64, tail);
         }
         Ok(())
     }
 
-    fn chunk(&self, id: &ChunkId) -> Result<Arc<Vec<u8>>> {
-        if let Some(chunk) = lock(&self.chunks).get(id) {
-            return Ok(chunk);
+    /// The bytes at the place of a chunk; `None` if they are zero.
+    fn chunk(&self, index: u64) -> Result<Option<Arc<Vec<u8>>>> {
+        if let Some(chunk) = lock(&self.chunks).get(&index) {
+            return Ok(Some(chunk));
         }
-        let chunk = Arc::new(self.repo.inner.read_record(id)?);
-        lock(&self.chunks).insert(*id, chunk.clone());
-        Ok(chunk)
+        let Some(r) = self.tree.chunk(&*self.repo.inner, index)? else { return Ok(None) };
+        let chunk = Arc::new(self.repo.inner.read_place(&r, self.room(index))?);
+        lock(&self.chunks).insert(index, chunk.clone());
+        Ok(Some(chunk))
     }
 
     /// The ranges that may hold data, in order; neighbours are joined within a page of 256 chunks and beyond.
@@ -118,18 +116,18 @@ impl DiskReader {
         Ok(())
     }
 
-    /// The first leaf at or after `from` that has chunks to copy, with their indexes and ids.
+    /// The first leaf at or after `from` that has chunks to copy, and these.
     fn next_to_copy(&self, from: u64) -> Result<Option<LeafChunks>> {
         let (pages, tree) = (&*self.repo.inner, &self.tree);
         if let Some(since) = &self.since {
             let Some(leaf) = changed_leaf(pages, tree, since, from)? else { return Ok(None) };
             let changes = leaf_changes(pages, tree, since, leaf)?;
-            return Ok(Some((leaf, changes.into_iter().filter_map(|(index, id)| Some((index, id?))).collect())));
+            return Ok(Some((leaf, changes.into_iter().filter(|change| change.now.is_some()).collect())));
         }
         let Some((leaf, page)) = tree.next_leaf(pages, from)? else { return Ok(None) };
-        let chunks = page.refs.iter().enumerate();
-        let chunks = chunks.filter_map(|(place, r)| Some((leaf * FANOUT + place as u64, (*r)?.id)));
-        Ok(Some((leaf, chunks.filter(|(index, _)| *index < tree.chunks).collect())))
+        let numbered = (leaf * FANOUT..tree.chunks).zip(&page.refs);
+        let chunks = numbered.filter(|(_, r)| r.is_some());
+        Ok(Some((leaf, chunks.map(|(index, r)| Change { index, now: r.clone(), kept: 0 }).collect())))
     }
 
     /// Tells of every chunk that was data in the earlier state and is zero now, and counts the bytes of the others that
@@ -138,10 +136,10 @@ impl DiskReader {
         let Some(since) = &self.since else { return self.data_bytes() };
         let (mut from, mut bytes) = (0, 0);
         while let Some(leaf) = changed_leaf(&*self.repo.inner, &self.tree, since, from)? {
-            for (index, id) in leaf_changes(&*self.repo.inner, &self.tree, since, leaf)? {
-                match id {
-                    Some(_) => bytes += self.room(index) as u64,
-                    None => each(index)?,
+            for change in leaf_changes(&*self.repo.inner, &self.tree, since, leaf)? {
+                match change.now {
+                    Some(_) => bytes += self.room(change.index) as u64,
+                    None => each(change.index)?,
                 }
             }
             from = leaf + 1;

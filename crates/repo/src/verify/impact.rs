@@ -10,7 +10,7 @@ use super::{DamagedDisk, DamagedPoint, run::Bad};
 use crate::{
     error::{Error, Result},
     format::{ChunkId, ObjectId},
-    manifest::{FANOUT, Page, Tree, page::span, point::PointRecord, tree::Pages},
+    manifest::{FANOUT, Page, Ref, Tree, page::span, point::PointRecord, tree::Pages},
     progress::Progress,
     repository::Repository,
 };
@@ -99,11 +99,16 @@ impl<'a> Impact<'a> {
         for (place, r) in page.refs.iter().enumerate() {
             let child = node * FANOUT + place as u64;
             let first = child * span(level) / FANOUT;
-            let Some(r) = r.filter(|_| first < end) else { continue };
+            let Some(r) = r.as_ref().filter(|_| first < end) else { continue };
             if level > 0 {
                 self.page(&r.id, level - 1, child, end, lost)?;
-            } else if !self.is_there(&r.id)? {
-                push(lost, child..child + 1);
+                continue;
+            }
+            for layer in r.layers() {
+                if !self.is_there(layer)? {
+                    push(lost, child..child + 1);
+                    break;
+                }
             }
         }
         if before == (lost.len(), lost.last().map(|r| r.end)) {
@@ -146,7 +151,8 @@ impl<'a> Impact<'a> {
             }
             let Some(level) = level else { continue };
             if let Some(page) = self.read_page(&id, level)? {
-                todo.extend(page.refs.iter().flatten().map(|r| (r.id, level.checked_sub(1))));
+                let below = page.refs.iter().flatten().flat_map(Ref::layers);
+                todo.extend(below.map(|id| (*id, level.checked_sub(1))));
             }
         }
         Ok(packs)

@@ -1,8 +1,8 @@
-//! One disk of a run: takes chunks in any order, makes the next tree of pages.
+//! One disk of a run: takes chunks, or parts of them, in any order; makes the next tree of pages.
 
 use std::{
     collections::BTreeMap,
-    ops::Deref,
+    ops::{Deref, Range},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
@@ -21,8 +21,10 @@ use crate::{
     error::{Error, Result},
     format::ChunkId,
     manifest::{
-        FANOUT, Page, Tree,
+        FANOUT, Page, Ref, Tree,
         edit::{Edit, LeafChange},
+        overlay,
+        page::OVERLAYS_MAX,
     },
     pack::codec::{Compressor, is_zero},
     util::lock,
@@ -134,18 +136,40 @@ impl DiskState {
     }
 
     /// On a worker: from bytes to a reference.
-    pub fn process(&self, shared: &Shared, index: u64, chunk: &[u8], compressor: &mut Compressor) -> Result<()> {
+    pub fn process(&self, shared: &Shared, job: &Job, compressor: &mut Compressor) -> Result<()> {
         self.put.fetch_add(1, Relaxed);
-        if is_zero(chunk) {
+        if job.keep == 0 && job.over.is_empty() && is_zero(&job.chunk) {
             self.zero.fetch_add(1, Relaxed);
-            return self.set(shared, index, None);
+            return self.set(shared, job.index, None);
         }
-        let id = shared.repo.inner.ring.chunk_id(chunk);
-        if let Some(stored) = shared.store_chunk(id, chunk, compressor)? {
-            self.new_bytes.fetch_add(chunk.len() as u64, Relaxed);
-            self.stored_bytes.fetch_add(stored, Relaxed);
+        let mut layers = self.base_layers(shared, job.index, job.keep)?;
+        for layer in std::iter::once(&*job.chunk).chain(job.over.iter().map(Vec::as_slice)) {
+            let id = shared.repo.inner.ring.chunk_id(layer);
+            if let Some(stored) = shared.store_chunk(id, layer, compressor)? {
+                self.new_bytes.fetch_add(layer.len() as u64, Relaxed);
+                self.stored_bytes.fetch_add(stored, Relaxed);
+            }
+            layers.push(id);
         }
-        self.set(shared, index, Some(id))
+        self.set(shared, job.index, Ref::layered(&layers))
+    }
+
+    /// The lowest layers of a chunk of the base.
+    fn base_layers(&self, shared: &Shared, index: u64, keep: usize) -> Result<Vec<ChunkId>> {
+        if keep == 0 {
+            return Ok(Vec::new());
+        }
+        let base = self.base_at(shared, index)?;
+        let layers: Vec<ChunkId> = base.iter().flat_map(Ref::layers).take(keep).copied().collect();
+        if layers.len() == keep {
+            return Ok(layers);
+        }
+        Err(Error::Misuse { what: format!("layers put over chunk {index}, of which the base has {}", layers.len()) })
+    }
+
+    fn base_at(&self, shared: &Shared, index: u64) -> Result<Option<Ref>> {
+        let Some((tree, _)) = self.base else { return Ok(None) };
+        shared.distrust(tree.chunk(&*shared.repo.inner, index))
     }
 
     fn note_last(&self, index: u64, is_data: bool) {
@@ -160,7 +184,7 @@ impl DiskState {
         self.idle.notify_all();
     }
 
-    fn set(&self, shared: &Shared, index: u64, chunk: Option<ChunkId>) -> Result<()> {
+    fn set(&self, shared: &Shared, index: u64, chunk: Option<Ref>) -> Result<()> {
         let leaf = index / FANOUT;
         self.note_last(index, chunk.is_some());
         let mut changes = lock(&self.changes);
@@ -247,7 +271,59 @@ impl DiskWriter {
     pub fn put(&self, index: u64, chunk: impl Into<ChunkBuf>) -> Result<()> {
         let chunk = chunk.into();
         self.check(index, chunk.len())?;
-        self.enqueue(index, chunk)
+        self.enqueue(index, 0, chunk, Vec::new())
+    }
+
+    /// Whether [`DiskWriter::put_parts`] can take these parts of a chunk: they are few, and what they change is in the
+    /// base. Otherwise the whole chunk has to be put. Reads pages, never data.
+    pub fn takes_parts(&self, index: u64, parts: &[Range<u32>]) -> Result<bool> {
+        Ok(overlay::is_worth_it(parts, self.chunk_len(index)) && self.layers_below(index)?.is_some())
+    }
+
+    /// Layers of the base's chunk if another one can be put over them; 0 where the base is zero.
+    fn layers_below(&self, index: u64) -> Result<Option<usize>> {
+        let state = &*self.state;
+        let Some((_, base_bytes)) = state.base else { return Ok(None) };
+        // Where one of the disks ends inside a chunk, what is beyond its end must not come back.
+        let end = (index + 1).saturating_mul(state.chunk_bytes.into());
+        if base_bytes != state.size_bytes && end > base_bytes.min(state.size_bytes) {
+            return Ok(None);
+        }
+        let layers = state.base_at(&self.shared, index)?.map_or(0, |r| r.layers().count());
+        Ok((layers <= OVERLAYS_MAX).then_some(layers))
+    }
+
+    /// Takes parts of a chunk that lie over what the base has there. `chunk` is as long as the chunk; only the bytes of the
+    /// parts count. Waits and fails as [`DiskWriter::put`]; refuses what [`DiskWriter::takes_parts`] does not take.
+    pub fn put_parts(&self, index: u64, chunk: impl Into<ChunkBuf>, parts: &[Range<u32>]) -> Result<()> {
+        let chunk = chunk.into();
+        self.check(index, chunk.len())?;
+        let below = if overlay::is_worth_it(parts, chunk.len()) { self.layers_below(index)? } else { None };
+        let Some(keep) = below else {
+            return Err(Error::Misuse { what: format!("parts put of chunk {index}, which must be put whole") });
+        };
+        let mut buffer = self.shared.chunk_buffer();
+        if keep == 0 {
+            buffer.clear();
+            buffer.resize(chunk.len(), 0);
+            for part in parts {
+                let part = part.start as usize..part.end as usize;
+                buffer[part.clone()].copy_from_slice(&chunk[part]);
+            }
+        } else {
+            overlay::encode(&chunk, parts, &mut buffer);
+        }
+        self.shared.recycle(chunk);
+        self.enqueue(index, keep, buffer.into(), Vec::new())
+    }
+
+    /// Takes layers as they are in another repository, over the lowest `keep` of the base.
+    pub(crate) fn put_layers(&self, index: u64, keep: usize, mut layers: Vec<Vec<u8>>) -> Result<()> {
+        if layers.is_empty() || index >= self.chunks() || keep + layers.len() > 1 + OVERLAYS_MAX {
+            return Err(Error::Misuse { what: format!("{} layers put as chunk {index}", layers.len()) });
+        }
+        let first = layers.remove(0);
+        self.enqueue(index, keep, first.into(), layers)
     }
 
     /// Takes a chunk that may be shorter than its place, the rest being zero: a copy has the same chunks as its original,
@@ -256,13 +332,13 @@ impl DiskWriter {
         if chunk.len() > self.chunk_len(index) {
             self.check(index, chunk.len())?;
         }
-        self.enqueue(index, chunk.into())
+        self.enqueue(index, 0, chunk.into(), Vec::new())
     }
 
-    fn enqueue(&self, index: u64, chunk: ChunkBuf) -> Result<()> {
+    fn enqueue(&self, index: u64, keep: usize, chunk: ChunkBuf, over: Vec<Vec<u8>>) -> Result<()> {
         self.shared.status()?;
         *lock(&self.state.in_flight) += 1;
-        let mut job = Job { disk: self.state.clone(), index, chunk };
+        let mut job = Job { disk: self.state.clone(), index, keep, chunk, over };
         loop {
             // Wakes up now and then, so that a cancelled or failed run is noticed while waiting.
             job = match self.queue.send_timeout(job, Duration::from_millis(200)) {
@@ -311,7 +387,8 @@ impl DiskWriter {
         Ok(())
     }
 
-    /// Whether the base has these bytes at that place. Reads pages, never data.
+    /// Whether the base has these bytes at that place. Reads pages; data only where a chunk was written over or a disk
+    /// changed its size, and answers `NoBase` where this host's keys cannot read that.
     pub fn compare_base(&self, index: u64, data: &[u8]) -> Result<Compared> {
         self.check(index, data.len())?;
         self.shared.distrust(self.compare(index, data))
@@ -326,9 +403,18 @@ impl DiskWriter {
         }
         let base_len = (base_bytes - begin).min(u64::from(state.chunk_bytes)) as usize;
         let inner = &*self.shared.repo.inner;
-        let Some(id) = tree.chunk(inner, index)? else {
+        let Some(r) = tree.chunk(inner, index)? else {
             return Ok(if is_zero(data) { Compared::Same } else { Compared::Different });
         };
+        if !r.overlays.is_empty() {
+            if !self.shared.repo.can_restore() {
+                return Ok(Compared::NoBase);
+            }
+            let mut old = inner.read_place(&r, base_len)?;
+            old.resize(data.len(), 0);
+            return Ok(if old == data { Compared::Same } else { Compared::Different });
+        }
+        let id = r.id;
         // Around a resize a chunk can be shorter than its place (the rest is zero), or longer than this disk.
         let plain = inner.index.locate(&id)?.entry.plain as usize;
         let same = if plain <= base_len.min(data.len()) {
@@ -384,10 +470,10 @@ impl DiskWriter {
             return Ok(());
         }
         let (index, inner) = (state.chunks - 1, &*self.shared.repo.inner);
-        let Some(id) = tree.chunk(inner, index)? else { return Ok(()) };
-        let mut chunk = inner.read_record(&id)?;
-        chunk.truncate(state.chunk_len(index));
-        state.process(&self.shared, index, &chunk, &mut Compressor::new(self.shared.compression))
+        let Some(r) = tree.chunk(inner, index)? else { return Ok(()) };
+        let chunk = inner.read_place(&r, state.chunk_len(index))?.into();
+        let job = Job { disk: self.state.clone(), index, keep: 0, chunk, over: Vec::new() };
+        state.process(&self.shared, &job, &mut Compressor::new(self.shared.compression))
     }
 
     /// Waits for the disk's chunks and makes its tree. Durable only once the run is published.
@@ -403,7 +489,7 @@ impl DiskWriter {
         let base = state.base.map(|(tree, _)| tree);
         let write = |page: &Page| self.shared.store_page(page);
         let root = Edit { pages: inner, write: &write, changes: &changes, base, chunks: state.chunks }.run()?;
-        let root_text = root.map(|r| r.id.to_string()).unwrap_or_default();
+        let root_text = root.as_ref().map(|r| r.id.to_string()).unwrap_or_default();
         self.shared.add_root(&root_text);
         drop(changes);
         let short = if self.last_is_data()? {

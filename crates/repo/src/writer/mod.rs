@@ -137,12 +137,12 @@ fn work(shared: &Shared, jobs: &Receiver<Job>, stop: &Receiver<()>, compression:
             // Disk writers that outlive the run hold the queue open: the run ends all the same.
             recv(stop) -> _ => jobs.try_recv().ok(),
         };
-        let Some(Job { disk, index, chunk }) = job else { return };
-        if let Err(e) = shared.status().and_then(|()| disk.process(shared, index, &chunk, &mut compressor)) {
+        let Some(job) = job else { return };
+        if let Err(e) = shared.status().and_then(|()| job.disk.process(shared, &job, &mut compressor)) {
             shared.fail(&e);
         }
-        shared.recycle(chunk);
-        disk.done();
+        shared.recycle(job.chunk);
+        job.disk.done();
     }
 }
 

@@ -32,11 +32,16 @@ use crate::{
     verify::{Bad, Impact},
 };
 
-/// One chunk on its way to a worker.
+/// One chunk on its way to a worker, or layers of one.
 pub struct Job {
     pub disk: Arc<DiskState>,
     pub index: u64,
+    /// Layers of the base's chunk that stay below.
+    pub keep: usize,
+    /// The next layer: the chunk itself if none stay.
     pub chunk: ChunkBuf,
+    /// Layers over that.
+    pub over: Vec<Vec<u8>>,
 }
 
 /// Sets of ids, apart so that threads rarely meet.
@@ -223,7 +228,7 @@ impl Shared {
             let plain = bytes.len() as u32;
             self.meta.append(Entry { id, offset: 0, stored: 0, plain, encoding: Encoding::Plain }, bytes)?;
         }
-        Ok(Ref { id, chunks: page.chunks() })
+        Ok(Ref::page(id, page.chunks()))
     }
 
     /// Completes all packs and indexes them durably. No chunk may be on its way.

@@ -163,3 +163,24 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
+
+#[test]
+fn it_restores_chunks_that_were_written_over() {
+    let place = Place::new(None, "words", &[3; 40]);
+    let options = InitOptions { kdf: KdfCost::weak_for_tests(), ..InitOptions::default() };
+    let store = store::open(place.repository.to_str().unwrap()).unwrap();
+    let repo = Repository::init(store, &Secret::password("words"), &options).unwrap();
+    repo.add_key(&Secret::key_bytes(vec![3; 40]).unwrap(), "file", options.kdf).unwrap();
+    let mut states = vec![noise(1, 3 * CHUNK as usize + 9000)];
+    let mut base = crate::common::back_up(&repo, "web1", &states[0]).unwrap();
+    for (step, grown) in [0, 0, 50_000].into_iter().enumerate() {
+        let before = states.last().unwrap().clone();
+        let mut image = before.clone();
+        image[300_000 + step * 6000..][..9000].copy_from_slice(&noise(7 + step as u64, 9000));
+        image.resize(image.len() + grown, 0);
+        base = back_up_parts(&repo, "web1", &image, &base.disks[0], &before).unwrap().0;
+        states.push(image);
+    }
+    let images: Vec<(&str, &[u8])> = states.iter().map(|image| ("vda", &image[..])).collect();
+    place.assert_reads(&images);
+}

@@ -11,6 +11,7 @@ mod independent;
 mod index;
 mod keys;
 mod mirror;
+mod overlays;
 mod races;
 mod rotation;
 mod roundtrip;

@@ -54,6 +54,24 @@ fn the_example_is_good_and_means_what_its_comments_say() {
     assert_eq!(read(&render(&policies).unwrap()).unwrap(), policies);
 }
 
+/// What the operator's page shows is a good policy file, and the messages that it quotes are those that are given.
+#[test]
+fn the_page_shows_what_is_true() {
+    let page = include_str!("../../../../../docs/policies.md");
+    let (_, shown) = page.split_once("```toml\n").unwrap();
+    let (shown, _) = shown.split_once("```").unwrap();
+    assert_eq!(read(shown).unwrap_or_else(|problems| panic!("{}", problems.join("\n")))[0].name, "nightly");
+    let quoted = page.lines().filter_map(|line| line.trim().strip_prefix("policies.toml:"));
+    let quoted: Vec<&str> = quoted.filter_map(|line| line.split_once(": ")).map(|(_, message)| message).collect();
+    assert_eq!(quoted.len(), 3);
+    let mistakes =
+        [("", "repositry = \"x\""), ("schedule", "cron = \"0 25 * * *\""), ("schedule", "time-zone = \"Berlin\"")];
+    for (message, (section, line)) in quoted.into_iter().zip(mistakes) {
+        let problems = read(&with(section, line)).unwrap_err();
+        assert!(problems.iter().any(|problem| problem.ends_with(&format!(": {message}"))), "{message}: {problems:#?}");
+    }
+}
+
 #[test]
 fn every_mistake_is_named_with_its_place_and_advice() {
     assert!(read(&with("", "")).is_ok());
@@ -111,7 +129,11 @@ fn every_mistake_is_named_with_its_place_and_advice() {
         ("schedule", "jitter = \"24h\"", "jitter 1d is not shorter than the 1d between two runs"),
         ("schedule", "max-lateness = \"0s\"", "no run could ever start in time"),
         ("retention", "keep-daily = 0", "p.toml:9:1: the retention keeps nothing; for example keep-daily = 7"),
-        ("retention", "keep-dayly = 7", "unknown field \"keep-dayly\" in [policy.retention]; did you mean keep-daily?"),
+        (
+            "retention",
+            "keep-dayly = 7",
+            "unknown field \"keep-dayly\" in [policy.retention]; did you mean keep-daily or keep-yearly?",
+        ),
         ("retention", "keep-within = \"6m\"", "for months write mo"),
         ("retries", "count = 99", "99 retries are too many; 20 at most"),
         ("retries", "backoff = \"1s\"", "wait at least 10s"),
@@ -170,6 +192,8 @@ fn what_is_no_policy_file_is_said() {
         assert_eq!(problems.len(), 1, "{text}: {problems:#?}");
         assert!(problems[0].starts_with(says), "{text}: {problems:#?}");
     }
+    let many = format!("cron = [{}]", vec!["\"@daily\""; 33].join(", "));
+    assert!(read(&with("schedule", &many)).unwrap_err()[0].contains("33 cron expressions are too many"));
     // Mistakes of syntax on several lines are all named.
     assert_eq!(read("[[policy]]\nname = \nrepository = \n").unwrap_err().len(), 2);
 }

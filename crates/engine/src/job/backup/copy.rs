@@ -5,6 +5,7 @@
 //! semaphore that all disks of a job share, however many they are.
 
 use std::{
+    collections::BTreeMap,
     ops::Range,
     sync::{
         Arc, Mutex,
@@ -18,7 +19,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::Instant,
 };
-use virtward_decide::readplan::{ChunkPlan, DirtyChunks, Planner, Span};
+use virtward_decide::readplan::{self, ChunkPlan, Dirty, Planner, Span};
 use virtward_repo::{ChunkBuf, DiskWriter};
 
 use super::origin::{ChunkRead, Origin};
@@ -106,15 +107,18 @@ pub(super) struct Source {
     pub chunk_bytes: u32,
 }
 
+/// Chunks that are taken in parts, with the parts.
+pub(super) type Parts = BTreeMap<u64, Vec<Range<u32>>>;
+
 enum Item {
-    Chunk { index: u64, data: ChunkBuf, _permit: OwnedSemaphorePermit },
+    Chunk { index: u64, data: ChunkBuf, parts: Option<Vec<Range<u32>>>, _permit: OwnedSemaphorePermit },
     Zero { first: u64, count: u64 },
 }
 
 impl Source {
-    /// The chunk-aligned ranges in which `context` marks anything dirty.
-    pub(super) async fn dirty_ranges(&self, context: &str) -> Result<Vec<Range<u64>>> {
-        let mut dirty = DirtyChunks::new(self.chunk_bytes, self.size_bytes);
+    /// What `context` marks dirty.
+    pub(super) async fn dirty(&self, context: &str) -> Result<Dirty> {
+        let mut dirty = Dirty::new(self.chunk_bytes, self.size_bytes);
         let mut at = 0;
         while at < self.size_bytes {
             for span in self.origin.dirty(context, at..self.size_bytes).await? {
@@ -122,37 +126,35 @@ impl Source {
                 dirty.push(span);
             }
         }
-        Ok(dirty.into_ranges())
+        Ok(dirty)
     }
 
-    /// Copies what may be non-zero in `ranges` into `writer`; the bytes read.
+    /// Copies what may be non-zero in `ranges` into `writer`, of some chunks only `parts`; the bytes read.
     pub(super) async fn copy(
         &self,
-        writer: DiskWriter,
-        ranges: Vec<Range<u64>>,
+        writer: &Arc<DiskWriter>,
+        ranges: &[Range<u64>],
+        parts: Parts,
         flow: &Flow<'_>,
-    ) -> Result<(DiskWriter, u64)> {
-        let writer = Arc::new(writer);
+    ) -> Result<u64> {
         let (sender, receiver) = mpsc::channel(8);
         let sink = tokio::task::spawn_blocking({
             let writer = writer.clone();
             move || drain(&writer, receiver)
         });
-        let read = self.read_all(&writer, ranges, flow, &sender).await;
+        let read = self.read_all(writer, ranges, parts, flow, &sender).await;
         drop(sender);
         let sunk = sink.await.map_err(|error| Error::Tool(format!("the repository writer failed: {error}")))?;
         // A failed repository closes the channel, which ends the reads: its error is the cause.
         sunk?;
-        let read_bytes = read?;
-        let writer =
-            Arc::into_inner(writer).ok_or_else(|| Error::Tool("a reader of the disk is still at work".into()))?;
-        Ok((writer, read_bytes))
+        read
     }
 
     async fn read_all(
         &self,
         writer: &DiskWriter,
-        ranges: Vec<Range<u64>>,
+        ranges: &[Range<u64>],
+        mut parts: Parts,
         flow: &Flow<'_>,
         sink: &mpsc::Sender<Item>,
     ) -> Result<u64> {
@@ -174,16 +176,18 @@ impl Source {
                     }
                     None => plan.finish(&mut |step| steps.push(step)),
                 }
+                steps.iter_mut().for_each(|step| self.leave_out_clean(step, &parts));
                 flow.expect(steps.iter().map(bytes_to_read).sum());
                 for step in steps {
                     flow.check()?;
                     match step {
                         ChunkPlan::Zero { first, count } => send(sink, Item::Zero { first, count }).await?,
-                        ChunkPlan::Read { index, length, reads: parts } => {
-                            let chunk = ChunkRead { start: index * u64::from(self.chunk_bytes), length, parts };
+                        ChunkPlan::Read { index, length, reads: places } => {
+                            let start = index * u64::from(self.chunk_bytes);
+                            let chunk = ChunkRead { start, length, parts: places };
                             read_bytes += chunk.bytes();
                             let permit = self.permit(flow, &mut reads, sink).await?;
-                            reads.push(self.read_chunk(writer, index, chunk, permit, flow));
+                            reads.push(self.read_chunk(writer, index, chunk, parts.remove(&index), permit, flow));
                         }
                     }
                 }
@@ -222,6 +226,7 @@ impl Source {
         writer: &DiskWriter,
         index: u64,
         chunk: ChunkRead,
+        parts: Option<Vec<Range<u32>>>,
         permit: OwnedSemaphorePermit,
         flow: &Flow<'_>,
     ) -> Result<Item> {
@@ -232,7 +237,17 @@ impl Source {
             () = flow.cancel.cancelled() => return Err(Error::Cancelled),
         };
         flow.advance(bytes);
-        Ok(Item::Chunk { index, data, _permit: permit })
+        Ok(Item::Chunk { index, data, parts, _permit: permit })
+    }
+
+    /// Takes what is not dirty out of a read of a chunk that is taken in parts.
+    fn leave_out_clean(&self, step: &mut ChunkPlan, parts: &Parts) {
+        let ChunkPlan::Read { index, reads, .. } = step else { return };
+        let Some(parts) = parts.get(index) else { return };
+        let start = *index * u64::from(self.chunk_bytes);
+        let dirty: Vec<_> =
+            parts.iter().map(|part| start + u64::from(part.start)..start + u64::from(part.end)).collect();
+        *reads = readplan::intersect(reads, &dirty);
     }
 
     /// A chunk that may hold data, behind a place that one number chooses, and among those there by the other. None if
@@ -286,7 +301,8 @@ async fn send(sink: &mpsc::Sender<Item>, item: Item) -> Result<()> {
 fn drain(writer: &DiskWriter, mut items: mpsc::Receiver<Item>) -> Result<()> {
     while let Some(item) = items.blocking_recv() {
         match item {
-            Item::Chunk { index, data, _permit } => writer.put(index, data)?,
+            Item::Chunk { index, data, parts: Some(parts), _permit } => writer.put_parts(index, data, &parts)?,
+            Item::Chunk { index, data, parts: None, _permit } => writer.put(index, data)?,
             Item::Zero { first, count } => writer.put_zero(first, count)?,
         }
     }

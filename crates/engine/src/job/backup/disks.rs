@@ -1,16 +1,22 @@
 //! From decided disks and opened exports to disk records: copy, check the tracking, record.
 
-use std::{collections::BTreeSet, ops::Range};
+use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
-use futures::future::try_join_all;
+use futures::{
+    TryFutureExt,
+    future::{try_join, try_join_all},
+};
 use uuid::Uuid;
-use virtward_decide::tracking::{self, DiskDecision, DiskFacts, PreviousDisk};
+use virtward_decide::{
+    readplan::Dirty,
+    tracking::{self, DiskDecision, DiskFacts, PreviousDisk},
+};
 use virtward_model::{Disk, DiskRecord, RestorePoint, TrackingRecord, TrackingState};
 use virtward_repo::{Compared, DiskResult, DiskSpec, DiskWriter, Writer};
 
 use super::{
     blocking,
-    copy::{Flow, Source},
+    copy::{Flow, Parts, Source},
 };
 use crate::{Error, Result};
 
@@ -86,9 +92,10 @@ async fn store_one(
     let stored = match store_changes(writer, &mut job, &source, samples, flow).await? {
         Some(stored) => stored,
         None => {
-            let everything = std::iter::once(0..job.size_bytes).filter(|range| !range.is_empty()).collect();
-            let (disk, read_bytes) = source.copy(writer.disk(spec(&job, None))?, everything, flow).await?;
-            Stored { result: blocking(move || Ok(disk.finish()?)).await?, read_bytes, sampled_bytes: 0 }
+            let everything: Vec<_> = std::iter::once(0..job.size_bytes).filter(|range| !range.is_empty()).collect();
+            let disk = Arc::new(writer.disk(spec(&job, None))?);
+            let read_bytes = source.copy(&disk, &everything, Parts::new(), flow).await?;
+            Stored { result: finish(disk).await?, read_bytes, sampled_bytes: 0 }
         }
     };
     source.origin.close().await;
@@ -128,51 +135,88 @@ async fn store_changes(
     flow: &Flow<'_>,
 ) -> Result<Option<Stored>> {
     let (Some(context), Some(base)) = (&job.dirty_context, &job.base) else { return Ok(None) };
-    let ranges = source.dirty_ranges(context).await?;
+    let dirty = source.dirty(context).await?;
     let outcome = async {
-        let disk = writer.disk(spec(job, Some(base.clone())))?;
-        let (disk, sampled_bytes) = match changed_behind_our_back(disk, source, &ranges, samples).await? {
-            Sampled::Same { disk, read_bytes } => (disk, read_bytes),
-            Sampled::Different { offset } => return Ok(Err(offset)),
-        };
-        let (disk, read_bytes) = source.copy(disk, ranges, flow).await?;
-        let result = blocking(move || Ok(disk.finish()?)).await?;
-        Ok(Ok(Stored { result, read_bytes, sampled_bytes }))
+        let disk = Arc::new(writer.disk(spec(job, Some(base.clone())))?);
+        let parts = taken_in_parts(&disk, &dirty).await?;
+        // Together, as each mostly waits for the hypervisor; what was copied in vain is collected later.
+        let (read_bytes, sampled_bytes) = try_join(
+            source.copy(&disk, dirty.ranges(), parts, flow).map_err(Stop::Failed),
+            changed_behind_our_back(&disk, source, dirty.ranges(), samples),
+        )
+        .await?;
+        Ok(Stored { result: finish(disk).await?, read_bytes, sampled_bytes })
     };
     match outcome.await {
-        Ok(Ok(stored)) => return Ok(Some(stored)),
-        Ok(Err(offset)) => {
+        Ok(stored) => return Ok(Some(stored)),
+        Err(Stop::Lied { offset }) => {
             job.decision.state = TrackingState::Untrusted;
             job.decision.reason = Some(format!("bytes at {offset} changed although tracking calls them clean"));
         }
-        Err(Error::Repo(virtward_repo::Error::BadBase { why })) => {
+        Err(Stop::Failed(Error::Repo(virtward_repo::Error::BadBase { why }))) => {
             job.decision.state = TrackingState::Foreign;
             job.decision.reason = Some(format!("the previous restore point cannot be built on: {why}"));
         }
         // Damage below the base's root: a restore point must not be built on it, or it would be inherited for ever.
-        Err(Error::Repo(error)) if error.is_damage() => {
+        Err(Stop::Failed(Error::Repo(error))) if error.is_damage() => {
             job.decision.state = TrackingState::Foreign;
             job.decision.reason = Some(format!("the previous restore point is damaged: {error}"));
         }
-        Err(error) => return Err(error),
+        Err(Stop::Failed(error)) => return Err(error),
     }
     Ok(None)
 }
 
-enum Sampled {
-    Same { disk: DiskWriter, read_bytes: u64 },
-    Different { offset: u64 },
+/// Why changes alone were not stored.
+enum Stop {
+    /// Bytes that tracking calls clean have changed.
+    Lied {
+        offset: u64,
+    },
+    Failed(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<virtward_repo::Error> for Stop {
+    fn from(error: virtward_repo::Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+async fn finish(disk: Arc<DiskWriter>) -> Result<DiskResult> {
+    let disk = Arc::into_inner(disk).ok_or_else(|| Error::Tool("a reader of the disk is still at work".into()))?;
+    blocking(move || Ok(disk.finish()?)).await
+}
+
+/// The chunks of which only what is dirty has to be read.
+async fn taken_in_parts(disk: &Arc<DiskWriter>, dirty: &Dirty) -> Result<Parts> {
+    let (disk, parts) = (disk.clone(), dirty.parts());
+    blocking(move || {
+        let mut taken = Parts::new();
+        for (index, parts) in parts {
+            if disk.takes_parts(index, &parts)? {
+                taken.insert(index, parts);
+            }
+        }
+        Ok(taken)
+    })
+    .await
 }
 
 /// Re-reads a few allocated chunks that tracking calls clean and compares them with the previous restore point. Silent
 /// loss of tracking (another tool wrote to the image, a bitmap bug) is found this way before it spoils many restore
 /// points.
 async fn changed_behind_our_back(
-    mut disk: DiskWriter,
+    disk: &Arc<DiskWriter>,
     source: &Source,
     dirty: &[Range<u64>],
     samples: usize,
-) -> Result<Sampled> {
+) -> std::result::Result<u64, Stop> {
     let chunk = u64::from(source.chunk_bytes);
     let is_dirty = |at: u64| match dirty.binary_search_by_key(&at, |range| range.start) {
         Ok(_) => true,
@@ -193,17 +237,12 @@ async fn changed_behind_our_back(
     for index in picked {
         let data = source.read_index(index).await?;
         read_bytes += data.len() as u64;
-        let compared;
-        (disk, compared) = blocking(move || {
-            let compared = disk.compare_base(index, &data)?;
-            Ok((disk, compared))
-        })
-        .await?;
-        if compared == Compared::Different {
-            return Ok(Sampled::Different { offset: index * chunk });
+        let disk = disk.clone();
+        if blocking(move || Ok(disk.compare_base(index, &data)?)).await? == Compared::Different {
+            return Err(Stop::Lied { offset: index * chunk });
         }
     }
-    Ok(Sampled::Same { disk, read_bytes })
+    Ok(read_bytes)
 }
 
 fn random() -> u64 {

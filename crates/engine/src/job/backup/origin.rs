@@ -5,6 +5,7 @@
 
 use std::{ops::Range, sync::Arc};
 
+use futures::future::try_join_all;
 use virtward_decide::readplan::Span;
 use virtward_nbd::{ALLOC_ZERO, Client, DIRTY};
 use virtward_repo::ChunkBuf;
@@ -86,13 +87,13 @@ impl Origin {
                 Ok(bytes.map_err(Error::nbd(reading(chunk.start, chunk.length as usize)))?.into())
             }
             Self::Nbd { client, .. } => {
-                let mut parts = Vec::with_capacity(chunk.parts.len());
-                for part in &chunk.parts {
+                let parts = try_join_all(chunk.parts.iter().map(async |part| {
                     let length = (part.end - part.start) as u32;
                     let got = client.read(part.start, length).await;
-                    parts.push(got.map_err(Error::nbd(reading(part.start, length as usize)))?);
-                }
-                let (mut buffer, mut parts) = (buffer(), parts.into_iter());
+                    got.map_err(Error::nbd(reading(part.start, length as usize)))
+                }));
+                let mut parts = parts.await?.into_iter();
+                let mut buffer = buffer();
                 chunk.fill(&mut buffer, |_, place| {
                     place.copy_from_slice(&parts.next().unwrap_or_default());
                     Ok(())
