@@ -6,6 +6,7 @@
 //!
 //! Not here: what a request does, who may make it (only which role the route asks for), how a server answers.
 
+pub mod client;
 pub mod openapi;
 mod page;
 mod problem;

@@ -98,12 +98,7 @@ impl Access {
     pub async fn load(kv: Kv) -> Result<Self> {
         let stored = kv.list::<StoredToken>("/v1/tokens/").await?;
         let tokens = stored.into_iter().map(|(_, stored)| (stored.token.id.clone(), Arc::new(stored))).collect();
-        Ok(Self {
-            kv,
-            tokens: RwLock::new(tokens),
-            failures: Mutex::default(),
-            changing: tokio::sync::Mutex::new(()),
-        })
+        Ok(Self { kv, tokens: RwLock::new(tokens), failures: Mutex::default(), changing: tokio::sync::Mutex::new(()) })
     }
 
     /// Every token, by name.
@@ -121,7 +116,12 @@ impl Access {
     }
 
     /// Makes a token; its secret, unless the same request made it before.
-    pub async fn create(&self, new: &NewToken, who: &str, again: Option<&Idempotency>) -> Result<(Token, Option<String>)> {
+    pub async fn create(
+        &self,
+        new: &NewToken,
+        who: &str,
+        again: Option<&Idempotency>,
+    ) -> Result<(Token, Option<String>)> {
         let _one = self.changing.lock().await;
         if let Some(token) = self.made_before(again).await? {
             return Ok((token, None));

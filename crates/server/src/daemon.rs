@@ -140,8 +140,11 @@ impl Daemon {
     pub fn env(&self) -> Result<Env> {
         let config = self.config();
         let hypervisor = self.inventory.hypervisor().ok_or_else(|| {
-            Problem::new(Code::HypervisorUnreachable, format!("the hypervisor at {} was not reached yet", config.connect))
-                .hint("check that libvirt runs on the host: systemctl status libvirtd, or virtqemud")
+            Problem::new(
+                Code::HypervisorUnreachable,
+                format!("the hypervisor at {} was not reached yet", config.connect),
+            )
+            .hint("check that libvirt runs on the host: systemctl status libvirtd, or virtqemud")
         })?;
         let (uri, dirs, thaw_guard) = (config.connect.clone(), config.dirs.clone(), config.thaw_guard.clone());
         Ok(Env { hypervisor, uri, dirs, thaw_guard })

@@ -91,6 +91,7 @@ pub fn engine(error: &EngineError) -> Problem {
 pub fn state(error: &StateError) -> Problem {
     match error {
         StateError::TooLarge { .. } => Problem::new(Code::TooLarge, error.to_string()),
+        StateError::InUse { .. } => advised(Code::Busy, &chain(error)),
         _ => advised(Code::StateUnavailable, &chain(error)),
     }
 }

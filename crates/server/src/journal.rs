@@ -94,7 +94,8 @@ impl<T: Clone + Serialize + DeserializeOwned> Journal<T> {
     /// Entries that pass, newest first, from those that `is_older` lets pass; and whether there are more.
     pub fn page(&self, limit: usize, mut passes: impl FnMut(&T) -> bool) -> (Vec<T>, bool) {
         let inner = self.lock();
-        let mut found: Vec<T> = inner.newest.iter().rev().filter(|entry| passes(entry)).take(limit + 1).cloned().collect();
+        let mut found: Vec<T> =
+            inner.newest.iter().rev().filter(|entry| passes(entry)).take(limit + 1).cloned().collect();
         let more = found.len() > limit;
         found.truncate(limit);
         (found, more)

@@ -92,9 +92,8 @@ pub fn text(daemon: &Daemon) -> String {
     let state = views::host_state(world.host.state);
     let host = &world.host.name;
     let states = ["up", "libvirtd-down", "down", "unknown"];
-    let states = states.map(|name| {
-        (labels(&[("host", host), ("state", name)]), if word(state) == name { 1.0 } else { 0.0 })
-    });
+    let states =
+        states.map(|name| (labels(&[("host", host), ("state", name)]), if word(state) == name { 1.0 } else { 0.0 }));
     text.family("virtward_host_state", "gauge", "1 for the state that a host is in.", &states);
     let mut by_protection: BTreeMap<String, f64> = BTreeMap::new();
     let mut newest = Vec::new();

@@ -126,7 +126,13 @@ impl Policies {
     }
 
     /// Applies one policy, at `revision` if it is given.
-    pub async fn put(&self, policy: Policy, source: Option<String>, revision: Option<u64>, who: &str) -> Result<Stored> {
+    pub async fn put(
+        &self,
+        policy: Policy,
+        source: Option<String>,
+        revision: Option<u64>,
+        who: &str,
+    ) -> Result<Stored> {
         let _one = self.changing.lock().await;
         let name = policy.name.clone();
         let now = Timestamp::now();

@@ -53,9 +53,10 @@ impl<'a> Views<'a> {
 
     /// The newest restore point of a VM, and where it is.
     fn newest(&self, vm: Uuid) -> Option<(&Arc<RestorePoint>, &str)> {
-        let each = self.repositories.iter().filter_map(|(entry, view)| {
-            Some((view.points.get(&vm)?.first()?, entry.config.name.as_str()))
-        });
+        let each = self
+            .repositories
+            .iter()
+            .filter_map(|(entry, view)| Some((view.points.get(&vm)?.first()?, entry.config.name.as_str())));
         each.max_by_key(|(point, _)| point.taken)
     }
 
@@ -138,9 +139,7 @@ impl<'a> Views<'a> {
             let zone = self.planned.input.policies.get(line.policy)?.zone();
             match &line.state {
                 State::Idle { next, .. } => Some(UpcomingRun { policy, at: (*next)?, waiting_for: None }),
-                State::Waits { due, why } => {
-                    Some(UpcomingRun { policy, at: *due, waiting_for: Some(why.text(zone)) })
-                }
+                State::Waits { due, why } => Some(UpcomingRun { policy, at: *due, waiting_for: Some(why.text(zone)) }),
                 State::Starts { due, .. } => Some(UpcomingRun { policy, at: *due, waiting_for: None }),
                 State::Paused | State::Running { .. } => None,
             }

@@ -48,7 +48,13 @@ pub async fn run(daemon: &Daemon, record: &Record, watch: Arc<Watch>, cancel: &C
                 VerifyDepth::Full => VerifyMode::Full,
             };
             let points = (!points.is_empty()).then(|| points.clone());
-            verify(daemon, record, VerifyOptions { mode, percent: request.percent.map(f64::from), points, threads: 0 }, watch).await
+            verify(
+                daemon,
+                record,
+                VerifyOptions { mode, percent: request.percent.map(f64::from), points, threads: 0 },
+                watch,
+            )
+            .await
         }
         Work::Copy { to } => copy(daemon, record, to, watch).await,
         Work::Prune { retention } => prune(daemon, record, retention, cancel).await,
@@ -141,8 +147,7 @@ fn options(request: &BackupRequest, defaults: &BackupOptions) -> BackupOptions {
 
 async fn verify(daemon: &Daemon, record: &Record, options: VerifyOptions, watch: Arc<Watch>) -> Result<JobResult> {
     let repository = daemon.repositories.find(Some(&record.job.repository))?.open().await?;
-    let report =
-        blocking(move || repository.verify(&options, &*watch).map_err(|error| failures::repo(&error))).await?;
+    let report = blocking(move || repository.verify(&options, &*watch).map_err(|error| failures::repo(&error))).await?;
     if !report.is_ok() {
         let (objects, points) = (report.damaged.len(), report.damaged_points.len());
         return Err(Problem::new(Code::Damaged, format!("{objects} objects and {points} restore points are damaged"))

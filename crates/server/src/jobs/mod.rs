@@ -12,6 +12,8 @@
 
 mod exec;
 mod observer;
+pub use self::exec::restore_options;
+
 pub mod record;
 pub mod runner;
 
@@ -347,8 +349,7 @@ impl Jobs {
     /// Forgets what is too old, or too much.
     pub async fn prune(&self) -> Result<()> {
         let now = Timestamp::now();
-        let ended: Vec<Arc<Record>> =
-            self.records().into_iter().filter(|record| record.job.state.is_final()).collect();
+        let ended: Vec<Arc<Record>> = self.records().into_iter().filter(|record| record.job.state.is_final()).collect();
         let surplus = ended.len().saturating_sub(KEPT_MAX);
         let is_old = |record: &Record| record.job.finished.is_some_and(|at| now.duration_since(at) > KEPT_FOR);
         let going: Vec<Uuid> = ended

@@ -39,9 +39,8 @@ pub async fn recover(daemon: &Daemon) {
         .filter(|record| record.node == jobs.node && record.job.state == JobState::Running)
         .collect();
     for record in left {
-        let again = record.work.is_repeatable()
-            && record.job.origin.due.is_none()
-            && record.job.origin.attempt < ATTEMPTS_MAX;
+        let again =
+            record.work.is_repeatable() && record.job.origin.due.is_none() && record.job.origin.attempt < ATTEMPTS_MAX;
         let by_policy = record.job.origin.due.is_some();
         let hint = match (by_policy, again) {
             (true, _) => "the scheduler runs it again".to_owned(),
@@ -314,7 +313,8 @@ fn follow_ups(daemon: &Daemon, record: &Record) -> Vec<NewJob> {
     };
     match &record.work {
         Work::Backup { .. } => {
-            let copies = policy.copy_to.iter().map(|copy| new(Work::Copy { to: copy.repository.clone() }, &job.repository));
+            let copies =
+                policy.copy_to.iter().map(|copy| new(Work::Copy { to: copy.repository.clone() }, &job.repository));
             let prune = (!policy.retention.is_empty())
                 .then(|| new(Work::Prune { retention: policy.retention.clone() }, &job.repository));
             copies.chain(prune).collect()
