@@ -122,7 +122,12 @@ impl Client {
     }
 
     /// Sets something, at a revision if one is given.
-    pub async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize, revision: Option<u64>) -> Result<T> {
+    pub async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        revision: Option<u64>,
+    ) -> Result<T> {
         let body = serde_json::to_vec(body).map_err(|error| self.protocol(error))?;
         let revision = revision.map(|revision| revision.to_string());
         let headers: Vec<(&str, &str)> = revision.iter().map(|revision| ("if-match", revision.as_str())).collect();

@@ -175,10 +175,7 @@ const KEYS: [(&str, &[&str]); 6] = [
             "repositories",
         ],
     ),
-    (
-        "server",
-        &["listen", "tls-cert", "tls-key", "state-dir", "jobs-max", "reconcile-s", "stop-timeout-s"],
-    ),
+    ("server", &["listen", "tls-cert", "tls-key", "state-dir", "jobs-max", "reconcile-s", "stop-timeout-s"]),
     (ANY_REPOSITORY, &["location", "password-file", "key-file"]),
     (
         "s3",

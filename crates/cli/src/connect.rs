@@ -168,12 +168,7 @@ pub async fn hypervisor(app: &App) -> Result<Arc<dyn Hypervisor>, Failure> {
 
 /// What a job needs.
 pub fn env(app: &App, hypervisor: Arc<dyn Hypervisor>) -> Env {
-    Env {
-        hypervisor,
-        uri: app.settings.connect.clone(),
-        dirs: dirs(&app.settings),
-        thaw_guard: Some(thaw_guard()),
-    }
+    Env { hypervisor, uri: app.settings.connect.clone(), dirs: dirs(&app.settings), thaw_guard: Some(thaw_guard()) }
 }
 
 /// The directories of jobs.

@@ -133,7 +133,10 @@ fn killed_in_the_middle_of_a_job_it_records_that_and_does_it_again() {
     let mut daemon = Daemon::start(&sandbox);
     let id = start_backup(&sandbox, &daemon);
     // Nobody else works on the VM meanwhile, with or without the daemon.
-    sandbox.run(&["backup", "run", "web1", "--connect", &connect(&sandbox)]).code(5).says("another job of Virtward works on web1");
+    sandbox
+        .run(&["backup", "run", "web1", "--connect", &connect(&sandbox)])
+        .code(5)
+        .says("another job of Virtward works on web1");
     daemon.signal(rustix::process::Signal::KILL);
     daemon.wait();
 

@@ -32,7 +32,7 @@ pub fn load(config: &Config, host: &str) -> Result<(Arc<rustls::ServerConfig>, S
         CertificateDer::pem_file_iter(&certificate).and_then(|all| all.collect::<std::result::Result<Vec<_>, _>>());
     let chain: Vec<CertificateDer<'static>> = chain.map_err(|error| wrong(&certificate, &error))?;
     let first = chain.first().ok_or_else(|| wrong(&certificate, &"it has no certificate"))?;
-    let fingerprint = aws_lc_digest(first);
+    let fingerprint = sha256(first);
     let secret = PrivateKeyDer::from_pem_file(&key).map_err(|error| wrong(&key, &error))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = rustls::ServerConfig::builder_with_provider(provider)
@@ -43,7 +43,7 @@ pub fn load(config: &Config, host: &str) -> Result<(Arc<rustls::ServerConfig>, S
 }
 
 /// SHA-256 in hex, as browsers show it.
-fn aws_lc_digest(certificate: &CertificateDer<'_>) -> String {
+fn sha256(certificate: &CertificateDer<'_>) -> String {
     use sha2::Digest;
     hex::encode(sha2::Sha256::digest(certificate.as_ref()))
 }

@@ -154,7 +154,12 @@ fn line(job: &Job) -> String {
     let vm = job.vm.as_ref().map_or(job.repository.as_str(), |vm| vm.name.as_str());
     let detail = progress(job);
     let detail = if detail.is_empty() { detail } else { format!(": {detail}") };
-    render::printable(&format!("{} of {vm} ({}) is {}{detail}", render::word(&job.kind), job.id, render::word(&job.state)))
+    render::printable(&format!(
+        "{} of {vm} ({}) is {}{detail}",
+        render::word(&job.kind),
+        job.id,
+        render::word(&job.state)
+    ))
 }
 
 async fn show(app: &App, client: &Client, id: &str) -> Result<(), Failure> {

@@ -68,7 +68,9 @@ pub struct GetArgs {
 
 /// Arguments of `policy delete`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Restore points stay, and no rule removes them any more.\n\nExamples:\n  virtward policy delete gold")]
+#[command(
+    after_help = "Restore points stay, and no rule removes them any more.\n\nExamples:\n  virtward policy delete gold"
+)]
 pub struct DeleteArgs {
     /// Its name
     pub name: String,

@@ -46,10 +46,10 @@ pub async fn run(app: &App, global: &Global) -> Result<(), Failure> {
         connect::blocking(move || Ok(Wiring::production(&config)?)).await?
     };
     let (flags, settings) = (global.clone(), app.settings.clone());
-    let env = connect::thaw_guard();
+    let guard = connect::thaw_guard();
     let reload: Reload = Arc::new(move || {
         let next = config::load(&flags, &|name| env::var_os(name)).map_err(|failure| failure.message)?;
-        configuration(&next, env.clone()).map_err(|failure| failure.message)
+        configuration(&next, guard.clone()).map_err(|failure| failure.message)
     });
     let (sender, ready) = tokio::sync::oneshot::channel();
     let socket = config.socket.clone();
@@ -70,7 +70,6 @@ pub async fn run(app: &App, global: &Global) -> Result<(), Failure> {
     virtward_server::run(config, wiring, reload, app.cancel.clone(), sender).await?;
     Ok(())
 }
-
 
 fn configuration(settings: &Settings, thaw_guard: Vec<String>) -> Result<Config, Failure> {
     let server = &settings.server;

@@ -32,7 +32,9 @@ fn a_policy_that_is_due_protects_a_running_guest() {
     lab.write_config("h1", &format!("[server]\nstate-dir = {state:?}\nreconcile-s = 5\n"));
     let command = lab.virtward(&["serve"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let _daemon = Daemon(command.expect("the daemon starts"));
-    wait("the daemon to see the guest", Duration::from_secs(60), || json(&lab, &["status", "--json"])["vms"]["running"] == 1);
+    wait("the daemon to see the guest", Duration::from_secs(60), || {
+        json(&lab, &["status", "--json"])["vms"]["running"] == 1
+    });
     let policy = lab.path("gold.toml");
     let text = "[[policy]]\nname = \"gold\"\nrepository = \"default\"\nselect.any = [\"name:web*\"]\n\
                 quiesce = \"required\"\nschedule = { cron = \"* * * * *\", time-zone = \"UTC\" }\n\

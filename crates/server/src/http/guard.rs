@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     extract::{MatchedPath, Request, State},
-    http::{HeaderValue, Method, header},
+    http::{HeaderMap, HeaderValue, Method, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -70,6 +70,32 @@ pub async fn surround(request: Request, next: Next) -> Response {
     response
 }
 
+/// What of a request says who asks. A request cannot be looked at across threads; this can.
+struct Asking {
+    peer: Option<Peer>,
+    authorization: Option<String>,
+    cookie: Option<String>,
+    csrf: String,
+    is_safe: bool,
+}
+
+impl Asking {
+    fn of(request: &Request) -> Self {
+        let text = |name: &str| {
+            let value = request.headers().get(name)?;
+            // What is no text is no token either, and still an attempt.
+            Some(value.to_str().unwrap_or_default().to_owned())
+        };
+        Self {
+            peer: request.extensions().get::<Peer>().copied(),
+            authorization: text(header::AUTHORIZATION.as_str()),
+            cookie: cookie(request.headers()),
+            csrf: text(CSRF_TOKEN).unwrap_or_default(),
+            is_safe: matches!(*request.method(), Method::GET | Method::HEAD),
+        }
+    }
+}
+
 /// Finds out who asks and whether they may, and records changes.
 pub async fn guard(State(daemon): State<Arc<Daemon>>, mut request: Request, next: Next) -> Response {
     let Some(route) = route(&request) else { return next.run(request).await };
@@ -79,7 +105,8 @@ pub async fn guard(State(daemon): State<Arc<Daemon>>, mut request: Request, next
     };
     let is_change = !matches!(*request.method(), Method::GET | Method::HEAD) && !is_question(route);
     let (path, action) = (request.uri().path().to_owned(), action(route));
-    let admitted = admit(&daemon, route, &request, address).await;
+    let asking = Asking::of(&request);
+    let admitted = admit(&daemon, route, &asking, address).await;
     let (who, response) = match admitted {
         Err(problem) => (None, Failed(problem).into_response()),
         Ok(who) => {
@@ -151,7 +178,7 @@ fn target(route: &Route, path: &str) -> Option<String> {
 async fn admit(
     daemon: &Daemon,
     route: &Route,
-    request: &Request,
+    asking: &Asking,
     address: Option<IpAddr>,
 ) -> Result<Option<Principal>, Problem> {
     let Needs::Role(role) = route.access else {
@@ -163,15 +190,13 @@ async fn admit(
             _ => Ok(None),
         };
     };
-    let who = who(daemon, request, address).await?;
+    let who = who(daemon, asking, address).await?;
     if who.role < role {
         let (has, needs) = (word(who.role), word(role));
         return Err(Problem::new(Code::Forbidden, format!("{} is {has}; this needs the role {needs}", who.name)));
     }
-    let is_safe = matches!(*request.method(), Method::GET | Method::HEAD);
-    if who.kind == PrincipalKind::Session && !is_safe {
-        let sent = request.headers().get(CSRF_TOKEN).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        if !access::is_equal(sent, who.csrf_token.as_deref().unwrap_or_default()) {
+    if who.kind == PrincipalKind::Session && !asking.is_safe {
+        if !access::is_equal(&asking.csrf, who.csrf_token.as_deref().unwrap_or_default()) {
             return Err(Problem::new(Code::CsrfRequired, "a session's change needs its CSRF token")
                 .hint(format!("send what GET /api/v1/whoami gives as csrf_token in the header {CSRF_TOKEN}")));
         }
@@ -191,17 +216,16 @@ fn limited(wait: u64) -> Problem {
     Problem::new(Code::RateLimited, "too many failed log-ins from this address").hint(format!("wait {wait} seconds"))
 }
 
-async fn who(daemon: &Daemon, request: &Request, address: Option<IpAddr>) -> Result<Principal, Problem> {
-    if let Some(Peer::Local { uid }) = request.extensions().get::<Peer>() {
-        return local(*uid);
+async fn who(daemon: &Daemon, asking: &Asking, address: Option<IpAddr>) -> Result<Principal, Problem> {
+    if let Some(Peer::Local { uid }) = asking.peer {
+        return local(uid);
     }
-    let authorization = request.headers().get(header::AUTHORIZATION);
-    let found = match (authorization, cookie(request)) {
+    match (&asking.authorization, &asking.cookie) {
         (Some(value), _) => {
             if let Some(wait) = daemon.access.is_limited(address) {
                 return Err(limited(wait));
             }
-            let token = value.to_str().ok().and_then(|value| value.split_once(' '));
+            let token = value.split_once(' ');
             let token =
                 token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map_or("", |(_, token)| token);
             let found = daemon.access.by_token(token.trim());
@@ -210,11 +234,10 @@ async fn who(daemon: &Daemon, request: &Request, address: Option<IpAddr>) -> Res
             }
             found
         }
-        (None, Some(cookie)) => daemon.access.by_cookie(&cookie).await,
+        (None, Some(cookie)) => daemon.access.by_cookie(cookie).await,
         (None, None) => Err(Problem::new(Code::Unauthenticated, "nobody is logged in")
             .hint("send a token: Authorization: Bearer vwt_…; virtward token create makes one")),
-    };
-    found
+    }
 }
 
 fn local(uid: u32) -> Result<Principal, Problem> {
@@ -229,8 +252,8 @@ fn local(uid: u32) -> Result<Principal, Problem> {
 }
 
 /// The session's cookie.
-pub fn cookie(request: &Request) -> Option<String> {
-    let all = request.headers().get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+pub fn cookie(headers: &HeaderMap) -> Option<String> {
+    let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let pairs = all.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
     let mut found = pairs.filter(|(name, value)| *name == SESSION_COOKIE && !value.is_empty());
     found.next().map(|(_, value)| value.to_owned())

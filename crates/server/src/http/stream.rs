@@ -1,6 +1,10 @@
 //! Changes as they happen, as server-sent events.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     body::{Body, Bytes},
@@ -23,6 +27,8 @@ use crate::{
 
 /// Between two comments that keep the connection alive.
 const ALIVE_EVERY: Duration = Duration::from_secs(15);
+/// Between two looks whether the daemon ends.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 const TOPICS: [&str; 5] = ["jobs", "inventory", "events", "policies", "repositories"];
 
 #[derive(Deserialize)]
@@ -36,6 +42,7 @@ struct Follower {
     topics: Vec<&'static str>,
     following: Following,
     ready: VecDeque<Bytes>,
+    silent_since: Instant,
 }
 
 pub async fn follow(
@@ -63,7 +70,7 @@ pub async fn follow(
             ready.push_back(reset(&daemon.hub.boot, following.seq, "what happened meanwhile is not known any more"))
         }
     }
-    let follower = Follower { daemon, topics, following, ready };
+    let follower = Follower { daemon, topics, following, ready, silent_since: Instant::now() };
     let body = Body::from_stream(futures::stream::unfold(follower, next));
     let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, body).into_response())
@@ -72,13 +79,13 @@ pub async fn follow(
 async fn next(mut follower: Follower) -> Option<(Result<Bytes, std::convert::Infallible>, Follower)> {
     loop {
         if let Some(bytes) = follower.ready.pop_front() {
+            follower.silent_since = Instant::now();
             return Some((Ok(bytes), follower));
         }
         if follower.daemon.is_stopping() {
             return None;
         }
-        let received =
-            tokio::time::timeout(ALIVE_EVERY.min(Duration::from_secs(1)), follower.following.receiver.recv());
+        let received = tokio::time::timeout(LOOK_EVERY, follower.following.receiver.recv());
         let boot = &follower.daemon.hub.boot;
         match received.await {
             Ok(Ok(message)) => {
@@ -94,6 +101,7 @@ async fn next(mut follower: Follower) -> Option<(Result<Bytes, std::convert::Inf
                 follower.ready.push_back(bytes);
             }
             Ok(Err(RecvError::Closed)) => return None,
+            Err(_) if follower.silent_since.elapsed() < ALIVE_EVERY => {}
             Err(_) => follower.ready.push_back(Bytes::from_static(b": alive\n\n")),
         }
     }

@@ -38,7 +38,9 @@ pub async fn log_in(State(daemon): State<Arc<Daemon>>, request: Request) -> Resu
 }
 
 pub async fn log_out(State(daemon): State<Arc<Daemon>>, request: Request) -> Result<Response, Failed> {
-    if let Some(cookie) = guard::cookie(&request) {
+    let cookie = guard::cookie(request.headers());
+    drop(request);
+    if let Some(cookie) = cookie {
         daemon.access.log_out(&cookie).await?;
     }
     let gone = format!("{SESSION_COOKIE}=; Path=/; HttpOnly; Secure; SameSite=Strict; Max-Age=0");

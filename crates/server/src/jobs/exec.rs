@@ -48,13 +48,7 @@ pub async fn run(daemon: &Daemon, record: &Record, watch: Arc<Watch>, cancel: &C
                 VerifyDepth::Full => VerifyMode::Full,
             };
             let points = (!points.is_empty()).then(|| points.clone());
-            verify(
-                daemon,
-                record,
-                VerifyOptions { mode, percent: request.percent.map(f64::from), points, threads: 0 },
-                watch,
-            )
-            .await
+            verify(daemon, record, VerifyOptions { mode, percent: request.percent, points, threads: 0 }, watch).await
         }
         Work::Copy { to } => copy(daemon, record, to, watch).await,
         Work::Prune { retention } => prune(daemon, record, retention, cancel).await,
@@ -100,7 +94,7 @@ async fn backup(daemon: &Daemon, record: &Record, watch: &Watch, cancel: &Cancel
                     timed_out = true;
                     cancel.cancel();
                     // It cleans up before it ends.
-                    run.await
+                    (&mut run).await
                 }
             }
         }
@@ -154,7 +148,7 @@ async fn verify(daemon: &Daemon, record: &Record, options: VerifyOptions, watch:
             .hint("virtward backup verify --all shows what is lost; virtward repo heal may mend it from a copy"));
     }
     Ok(JobResult {
-        points: Some(report.points as u64),
+        points: Some(report.points),
         read_bytes: Some(report.bytes_read),
         damaged: Some(0),
         ..JobResult::default()
@@ -200,7 +194,7 @@ async fn prune(daemon: &Daemon, record: &Record, rules: &Retention, cancel: &Can
     let held = holds.into_iter().map(|(id, hold)| (id, hold.reason.clone())).collect();
     let protection = Protection { min_age: None, held, newest_may_go: false };
     let going: Vec<PointId> =
-        retention::decide(points.iter().collect(), rules, &protection, &TimeZone::system(), Timestamp::now())
+        retention::decide(points.iter(), rules, &protection, &TimeZone::system(), Timestamp::now())
             .map_err(|error| Problem::new(Code::Conflict, error.to_string()))?
             .iter()
             .filter(|verdict| !verdict.is_kept())

@@ -37,7 +37,9 @@ async fn every_route_asks_for_its_role_and_nobody_gets_in_without() {
     let answer = send(&nobody, "GET", "/healthz", &[], None).await;
     assert_eq!(answer.status, 200);
     assert!(answer.headers["content-security-policy"].to_str().unwrap().starts_with("default-src 'self'"));
-    for (name, value) in [("x-content-type-options", "nosniff"), ("x-frame-options", "DENY"), ("cache-control", "no-store")] {
+    for (name, value) in
+        [("x-content-type-options", "nosniff"), ("x-frame-options", "DENY"), ("cache-control", "no-store")]
+    {
         assert_eq!(answer.headers[name], value);
     }
     daemon.end().await;
@@ -59,7 +61,10 @@ async fn a_browser_session_needs_its_csrf_token_and_ends() {
     let csrf = session["principal"]["csrf_token"].as_str().unwrap().to_owned();
     let whoami = send(&browser, "GET", "/api/v1/whoami", &[("cookie", &cookie)], None).await;
     let whoami: Value = serde_json::from_slice(&whoami.body).unwrap();
-    assert_eq!((&whoami["name"], &whoami["kind"], &whoami["csrf_token"]), (&json!("me"), &json!("session"), &json!(csrf)));
+    assert_eq!(
+        (&whoami["name"], &whoami["kind"], &whoami["csrf_token"]),
+        (&json!("me"), &json!("session"), &json!(csrf))
+    );
 
     let new = json!({"name": "other", "role": "viewer"});
     let without = send(&browser, "POST", "/api/v1/tokens", &[("cookie", &cookie)], Some(new.clone())).await;

@@ -74,7 +74,8 @@ impl Place {
         std::fs::write(dir.path().join("key"), "k".repeat(64)).unwrap();
         for name in repositories {
             let location = dir.path().join(name);
-            let options = InitOptions { kdf: KdfCost::weak_for_tests(), label: "test".into(), ..InitOptions::default() };
+            let options =
+                InitOptions { kdf: KdfCost::weak_for_tests(), label: "test".into(), ..InitOptions::default() };
             let secret = Secret::key_bytes("k".repeat(64).into_bytes()).unwrap();
             Repository::init(store::open(location.to_str().unwrap()).unwrap(), &secret, &options).unwrap();
         }
@@ -143,11 +144,12 @@ impl Place {
         let task = tokio::spawn(virtward_server::run(config, wiring, reload, stop.clone(), sender));
         let listening = tokio::time::timeout(LIMIT, ready).await.expect("it starts in time").expect("it starts");
         let daemon = Daemon { client: Client::unix(socket), place: self, stop, task, listening };
-        daemon.wait("the inventory", async || {
-            let hosts: Value = daemon.get("/api/v1/hosts").await;
-            hosts["items"][0]["state"] == "up"
-        })
-        .await;
+        daemon
+            .wait("the inventory", async || {
+                let hosts: Value = daemon.get("/api/v1/hosts").await;
+                hosts["items"][0]["state"] == "up"
+            })
+            .await;
         daemon
     }
 }
@@ -269,13 +271,7 @@ impl Daemon {
 }
 
 /// Any request, whatever comes.
-pub async fn send(
-    client: &Client,
-    method: &str,
-    path: &str,
-    headers: &[(&str, &str)],
-    body: Option<Value>,
-) -> Answer {
+pub async fn send(client: &Client, method: &str, path: &str, headers: &[(&str, &str)], body: Option<Value>) -> Answer {
     let body = body.map(|body| serde_json::to_vec(&body).unwrap());
     let method = method.parse().unwrap();
     client.send(method, path, headers, body).await.unwrap_or_else(|error| panic!("{path}: {error}"))

@@ -28,13 +28,34 @@ impl Random {
 
     fn text(&mut self) -> String {
         const TEXTS: [&str; 22] = [
-            "", "web1", "gold", "default", "web1@latest", "@", "..", "/etc/passwd", "%00", "a b", "\u{0}", "ü", "🦀",
-            "-1", "18446744073709551616", "00000000-0000-0000-0000-000000000000", "null", "*", "?", "vwt_a_b",
-            "4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f", "2026-11-23T10:00:00Z",
+            "",
+            "web1",
+            "gold",
+            "default",
+            "web1@latest",
+            "@",
+            "..",
+            "/etc/passwd",
+            "%00",
+            "a b",
+            "\u{0}",
+            "ü",
+            "🦀",
+            "-1",
+            "18446744073709551616",
+            "00000000-0000-0000-0000-000000000000",
+            "null",
+            "*",
+            "?",
+            "vwt_a_b",
+            "4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f",
+            "2026-11-23T10:00:00Z",
         ];
         match self.below(8) {
             0 => "x".repeat(self.below(5000)),
-            1 => (0..self.below(20)).filter_map(|_| char::from_u32(u32::try_from(self.below(0x11_0000)).unwrap())).collect(),
+            1 => (0..self.below(20))
+                .filter_map(|_| char::from_u32(u32::try_from(self.below(0x11_0000)).unwrap()))
+                .collect(),
             _ => (*self.pick(&TEXTS)).to_owned(),
         }
     }
@@ -98,7 +119,9 @@ impl Random {
 }
 
 fn escaped(text: &str) -> String {
-    text.bytes().map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+    text.bytes()
+        .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -127,7 +150,11 @@ async fn nothing_that_is_sent_breaks_the_daemon() {
                 .collect();
             path = format!("{path}?{}", pairs.join("&"));
         }
-        let method = if random.below(10) == 0 { *random.pick(&["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"]) } else { route.method.as_str() };
+        let method = if random.below(10) == 0 {
+            *random.pick(&["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"])
+        } else {
+            route.method.as_str()
+        };
         let schema = document["paths"][route.path][route.method.as_str().to_lowercase()]["requestBody"]["content"]["application/json"]["schema"].clone();
         let body = match (schema.is_null(), random.below(10)) {
             (_, 0) => Some(random.anything(4)),
@@ -153,10 +180,11 @@ async fn nothing_that_is_sent_breaks_the_daemon() {
     }
     assert!(counts.len() >= 6, "too uniform to have tested much: {counts:?}");
     // It still works.
-    daemon.wait("the jobs that were asked for to end", async || {
-        daemon.get("/api/v1/jobs?state=queued,running&limit=1").await["total"] == 0
-    })
-    .await;
+    daemon
+        .wait("the jobs that were asked for to end", async || {
+            daemon.get("/api/v1/jobs?state=queued,running&limit=1").await["total"] == 0
+        })
+        .await;
     assert_eq!(send(&daemon.client, "GET", "/readyz", &[], None).await.status, 200);
     assert!(daemon.get("/api/v1/vms").await["total"].as_u64() >= Some(1));
     daemon.end().await;

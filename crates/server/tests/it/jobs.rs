@@ -34,7 +34,9 @@ async fn a_backup_is_asked_for_watched_and_restored() {
     assert!(std::fs::read(one).unwrap() == std::fs::read(other).unwrap(), "the copy differs");
     daemon.wait("the new VM", async || daemon.get("/api/v1/vms").await["total"] == 2).await;
     // In place it is refused unless asked for, before anything is done and as a job too.
-    daemon.fails("POST", "/api/v1/jobs/restore", Some(json!({"point": "web1@latest", "dry_run": true})), Code::Conflict).await;
+    daemon
+        .fails("POST", "/api/v1/jobs/restore", Some(json!({"point": "web1@latest", "dry_run": true})), Code::Conflict)
+        .await;
 
     let job = daemon.post("/api/v1/jobs/verify", json!({})).await;
     let job = daemon.ended(job["id"].as_str().unwrap()).await;
@@ -61,7 +63,8 @@ async fn a_repeated_request_makes_one_job() {
     assert_eq!(ask("a", false).await.unwrap().id, ids[0]);
     assert_ne!(ask("b", false).await.unwrap().id, ids[0]);
     let other = [("idempotency-key", "a")];
-    let answer = send(&daemon.client, "POST", "/api/v1/jobs/backup", &other, Some(json!({"vm": "web1", "full": true}))).await;
+    let answer =
+        send(&daemon.client, "POST", "/api/v1/jobs/backup", &other, Some(json!({"vm": "web1", "full": true}))).await;
     problem(&answer, Code::IdempotencyMismatch);
     let bad = [("idempotency-key", "with space")];
     let answer = send(&daemon.client, "POST", "/api/v1/jobs/backup", &bad, Some(json!({"vm": "web1"}))).await;
@@ -69,7 +72,8 @@ async fn a_repeated_request_makes_one_job() {
     let place = daemon.end().await;
     // Also a daemon that starts later knows.
     let daemon = place.start().await;
-    let again: Job = daemon.client.post("/api/v1/jobs/backup", &json!({"vm": "web1", "full": false}), Some("a")).await.unwrap();
+    let again: Job =
+        daemon.client.post("/api/v1/jobs/backup", &json!({"vm": "web1", "full": false}), Some("a")).await.unwrap();
     assert_eq!(again.id, ids[0]);
     daemon.end().await;
 }
@@ -84,11 +88,12 @@ async fn jobs_of_one_vm_wait_for_each_other_and_are_cancelled() {
     let two = daemon.post("/api/v1/jobs/backup", slow).await;
     let (one, two) = (one["id"].as_str().unwrap(), two["id"].as_str().unwrap());
     daemon.running(one).await;
-    daemon.wait("the second to say why it waits", async || {
-        let job = daemon.get(&format!("/api/v1/jobs/{two}")).await;
-        job["waiting_for"].as_str().is_some_and(|why| why.contains("backup of this VM"))
-    })
-    .await;
+    daemon
+        .wait("the second to say why it waits", async || {
+            let job = daemon.get(&format!("/api/v1/jobs/{two}")).await;
+            job["waiting_for"].as_str().is_some_and(|why| why.contains("backup of this VM"))
+        })
+        .await;
     let vm = daemon.get("/api/v1/vms/web1").await;
     assert!(vm["job"] == one || vm["job"] == two);
     assert_eq!(daemon.get("/api/v1/jobs?state=queued,running").await["total"], 2);
@@ -115,11 +120,19 @@ async fn what_ran_when_the_daemon_ended_is_interrupted_and_done_again() {
         let place = if is_orderly { daemon.end().await } else { daemon.kill().await };
         let daemon = place.start().await;
         let job = daemon.get(&format!("/api/v1/jobs/{id}")).await;
-        assert_eq!((job["state"].as_str(), job["error"]["code"].as_str()), (Some("interrupted"), Some("interrupted")), "{job}");
+        assert_eq!(
+            (job["state"].as_str(), job["error"]["code"].as_str()),
+            (Some("interrupted"), Some("interrupted")),
+            "{job}"
+        );
         if !is_orderly {
             let all = daemon.get("/api/v1/jobs").await;
             let next = &all["items"][0];
-            assert_eq!((next["origin"]["after"].as_str(), next["origin"]["attempt"].as_u64()), (Some(&*id), Some(2)), "{all}");
+            assert_eq!(
+                (next["origin"]["after"].as_str(), next["origin"]["attempt"].as_u64()),
+                (Some(&*id), Some(2)),
+                "{all}"
+            );
             assert_eq!(daemon.ended(next["id"].as_str().unwrap()).await["state"], "succeeded");
         }
         daemon.end().await;
@@ -131,7 +144,11 @@ async fn a_job_that_fails_says_why_and_a_repository_that_is_gone_is_known() {
     let place = Place::new();
     place.vm("web1", &[], 1).await;
     let config = place.config();
-    let other = RepositoryConfig { name: "gone".into(), location: place.path("gone").display().to_string(), ..config.repositories[0].clone() };
+    let other = RepositoryConfig {
+        name: "gone".into(),
+        location: place.path("gone").display().to_string(),
+        ..config.repositories[0].clone()
+    };
     let config = Config { repositories: vec![config.repositories[0].clone(), other], ..config };
     let daemon = place.start_with(config).await;
     let job = daemon.post("/api/v1/jobs/backup", json!({"vm": "web1", "repository": "gone"})).await;
@@ -142,10 +159,11 @@ async fn a_job_that_fails_says_why_and_a_repository_that_is_gone_is_known() {
     assert_eq!(overview["failures"][0]["id"], job["id"]);
     let events = daemon.get("/api/v1/events?severity=error").await;
     assert!(events["items"].as_array().unwrap().iter().any(|event| event["kind"] == "job-failed"), "{events}");
-    daemon.wait("the repository to be known as unusable", async || {
-        daemon.get("/api/v1/repositories/gone").await["state"] == "unusable"
-    })
-    .await;
+    daemon
+        .wait("the repository to be known as unusable", async || {
+            daemon.get("/api/v1/repositories/gone").await["state"] == "unusable"
+        })
+        .await;
     for (path, body) in [
         ("/api/v1/jobs/backup", json!({"vm": "nope"})),
         ("/api/v1/jobs/backup", json!({"vm": "web1", "repository": "nope"})),
@@ -154,8 +172,11 @@ async fn a_job_that_fails_says_why_and_a_repository_that_is_gone_is_known() {
         daemon.fails("POST", path, Some(body), Code::NotFound).await;
     }
     daemon.fails("POST", "/api/v1/jobs/backup", Some(json!({"vm": "web1", "fast": true})), Code::BadRequest).await;
-    daemon.fails("POST", "/api/v1/jobs/backup", Some(json!({"vm": "web1", "bandwidth_bytes_s": 0})), Code::Invalid).await;
-    let plain = send(&daemon.client, "POST", "/api/v1/jobs/backup", &[("content-type", "text/plain")], Some(Value::Null)).await;
+    daemon
+        .fails("POST", "/api/v1/jobs/backup", Some(json!({"vm": "web1", "bandwidth_bytes_s": 0})), Code::Invalid)
+        .await;
+    let plain =
+        send(&daemon.client, "POST", "/api/v1/jobs/backup", &[("content-type", "text/plain")], Some(Value::Null)).await;
     problem(&plain, Code::UnsupportedMediaType);
     tokio::time::sleep(Duration::from_millis(10)).await;
     daemon.end().await;

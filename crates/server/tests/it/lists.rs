@@ -102,7 +102,11 @@ async fn every_documented_route_is_there_and_others_are_problems() {
     daemon.fails("PATCH", "/api/v1/vms", None, Code::MethodNotAllowed).await;
     let metrics = send(&daemon.client, "GET", "/metrics", &[], None).await;
     let text = String::from_utf8_lossy(&metrics.body);
-    for name in ["virtward_info{version=", "virtward_host_state{host=\"h1\",state=\"up\"} 1", "virtward_jobs{state=\"running\"} 0"] {
+    for name in [
+        "virtward_info{version=",
+        "virtward_host_state{host=\"h1\",state=\"up\"} 1",
+        "virtward_jobs{state=\"running\"} 0",
+    ] {
         assert!(text.contains(name), "{name} is not in\n{text}");
     }
     assert_eq!(send(&daemon.client, "GET", "/readyz", &[], None).await.status, 200);

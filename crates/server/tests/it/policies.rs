@@ -27,12 +27,13 @@ async fn a_policy_is_checked_compared_applied_and_explained() {
     place.vm("web1", &["gold"], 1).await;
     place.vm("web2", &[], 1).await;
     let daemon = place.start().await;
-    daemon.wait("the plan", async || {
-        let validated = daemon.post("/api/v1/policies/validate", json!({"policy": gold()})).await;
-        assert_eq!(validated["is_valid"], true, "{validated}");
-        validated["vms"].as_array().unwrap().len() == 1
-    })
-    .await;
+    daemon
+        .wait("the plan", async || {
+            let validated = daemon.post("/api/v1/policies/validate", json!({"policy": gold()})).await;
+            assert_eq!(validated["is_valid"], true, "{validated}");
+            validated["vms"].as_array().unwrap().len() == 1
+        })
+        .await;
     let source = "[[policy]]\nname = \"gold\"\nrepository = \"defualt\"\nselect.any = [\"tag:gold\"]\n\
                   retention.keep-last = 1\n[policy.schedule]\ncron = \"61 * * * *\"\ntime-zone = \"UTC\"\n";
     let bad = daemon.post("/api/v1/policies/validate", json!({"source": source, "file": "gold.toml"})).await;
@@ -54,11 +55,12 @@ async fn a_policy_is_checked_compared_applied_and_explained() {
     assert_eq!(put(&daemon, more, Some("1")).await.status, 200);
     let policy = daemon.get("/api/v1/policies/gold").await;
     assert_eq!((policy["revision"].as_u64(), policy["vms"][0]["name"].as_str()), (Some(2), Some("web1")), "{policy}");
-    daemon.wait("the planner to know", async || {
-        let why = daemon.get("/api/v1/vms/web1/explain").await;
-        why["policies"][0]["is_selected"] == true && why["policies"][0]["next_run"].is_string()
-    })
-    .await;
+    daemon
+        .wait("the planner to know", async || {
+            let why = daemon.get("/api/v1/vms/web1/explain").await;
+            why["policies"][0]["is_selected"] == true && why["policies"][0]["next_run"].is_string()
+        })
+        .await;
     let why = daemon.get("/api/v1/vms/web2/explain").await;
     assert_eq!(why["policies"][0]["is_selected"], false);
     let vm = daemon.get("/api/v1/vms/web1").await;
@@ -88,7 +90,8 @@ async fn a_policy_that_is_due_backs_up_copies_and_prunes() {
     let until = std::time::Instant::now() + std::time::Duration::from_secs(100);
     loop {
         let jobs = daemon.get("/api/v1/jobs?policy=gold&state=succeeded").await;
-        let kinds: Vec<&str> = jobs["items"].as_array().unwrap().iter().map(|job| job["kind"].as_str().unwrap()).collect();
+        let kinds: Vec<&str> =
+            jobs["items"].as_array().unwrap().iter().map(|job| job["kind"].as_str().unwrap()).collect();
         let prunes = kinds.iter().filter(|kind| **kind == "prune").count();
         if kinds.contains(&"backup") && kinds.contains(&"copy") && prunes >= 2 {
             break;
@@ -98,13 +101,18 @@ async fn a_policy_that_is_due_backs_up_copies_and_prunes() {
         assert!(std::time::Instant::now() < until, "{jobs}");
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     }
-    daemon.wait("the lists to follow", async || {
-        let here = daemon.get("/api/v1/vms/web1/points?repository=default").await;
-        let there = daemon.get("/api/v1/vms/web1/points?repository=offsite").await;
-        here["total"] == 2 && there["total"] == 1
-    })
-    .await;
+    daemon
+        .wait("the lists to follow", async || {
+            let here = daemon.get("/api/v1/vms/web1/points?repository=default").await;
+            let there = daemon.get("/api/v1/vms/web1/points?repository=offsite").await;
+            here["total"] == 2 && there["total"] == 1
+        })
+        .await;
     let vm = daemon.get("/api/v1/vms/web1").await;
-    assert_eq!((vm["protection"].as_str(), vm["protected"]["policies"][0].as_str()), (Some("protected"), Some("gold")), "{vm}");
+    assert_eq!(
+        (vm["protection"].as_str(), vm["protected"]["policies"][0].as_str()),
+        (Some("protected"), Some("gold")),
+        "{vm}"
+    );
     daemon.end().await;
 }

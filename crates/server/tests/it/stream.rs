@@ -46,9 +46,7 @@ async fn a_follower_sees_a_job_from_beginning_to_end_and_resumes_without_a_gap()
     assert_eq!(event.name, "reset");
     assert!(daemon.client.stream("/api/v1/stream?topics=gossip", None).await.is_err());
     // The end of the daemon ends the stream in order.
-    let ended = tokio::spawn(async move {
-        while let Ok(Some(_)) = again.next().await {}
-    });
+    let ended = tokio::spawn(async move { while let Ok(Some(_)) = again.next().await {} });
     daemon.end().await;
     tokio::time::timeout(LIMIT, ended).await.expect("the stream ends").unwrap();
 }
