@@ -17,6 +17,8 @@ build_packages=(gcc libc6-dev make pkg-config protobuf-compiler libprotobuf-dev)
 lab_packages=(busybox-static cpio lz4 zstd xz-utils iproute2 nftables fdisk e2fsprogs xfsprogs btrfs-progs
     nbdkit libnbd-bin etcd-server etcd-client
     python3 python3-cryptography python3-argon2 python3-zstandard python3-lz4)
+# An SSH server and certificates, to reach libvirt as on another host.
+test_packages=(openssh-server openssh-client openssl)
 bench_packages=(restic borgbackup virtnbdbackup b3sum openssl)
 # These must come from one release, all in one call: mixing QEMU 7.2 of Debian 12 with parts of 10.0 removes qemu-utils.
 build_virt=(libvirt-dev)
@@ -105,6 +107,7 @@ disable_new_services() {
     for package; do
         case $package in
             etcd-server) units+=(etcd.service) ;;
+            openssh-server) units+=(ssh.service ssh.socket) ;;
             libvirt-daemon-system)
                 units+=(libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket virtlogd.socket
                     virtlockd.socket libvirt-guests.service)
@@ -191,6 +194,7 @@ command -v dpkg-query >/dev/null || die "this is no Debian; see docs/lab.md for 
 plain=("${build_packages[@]}")
 virt=("${build_virt[@]}")
 case $mode in lab | test | soak | bench) plain+=("${lab_packages[@]}") virt+=("${lab_virt[@]}") ;; esac
+case $mode in test | soak) plain+=("${test_packages[@]}") ;; esac
 case $mode in bench) plain+=("${bench_packages[@]}") ;; esac
 
 install_packages "$(missing "${plain[@]}" | tr '\n' ' ')" "$(missing "${virt[@]}" | tr '\n' ' ')"

@@ -132,7 +132,7 @@ pub struct BackupDisk {
     pub target: String,
     /// Checkpoint since which changes are exported as bitmap `backup-<target>`; none for a full backup.
     pub incremental: Option<String>,
-    /// qcow2 scratch (fleecing) image that libvirt creates on the host.
+    /// qcow2 scratch (fleecing) image on the host.
     pub scratch: String,
 }
 
@@ -143,6 +143,9 @@ pub struct BackupSpec {
     pub server: BackupServer,
     /// Disks.
     pub disks: Vec<BackupDisk>,
+    /// The scratch images are there, empty and as large as their disks; else the hypervisor makes them, which takes time
+    /// while the guest may be frozen.
+    pub scratch_is_there: bool,
 }
 
 /// A checkpoint to create or redefine: one bitmap of that name on each disk named.

@@ -18,7 +18,8 @@ async fn running() -> (SimHost, Vm) {
 
 async fn backup(host: &SimHost, vm: &Vm, since: Option<&str>, checkpoint: &str) -> Result<(), ErrorKind> {
     let disk = BackupDisk { target: "vda".into(), incremental: since.map(str::to_owned), scratch: "/s/scratch".into() };
-    let spec = BackupSpec { server: BackupServer::Unix { path: "/s/nbd".into() }, disks: vec![disk] };
+    let spec =
+        BackupSpec { server: BackupServer::Unix { path: "/s/nbd".into() }, disks: vec![disk], scratch_is_there: false };
     let checkpoint = CheckpointSpec { name: checkpoint.into(), description: String::new(), disks: vec!["vda".into()] };
     host.backup_begin(vm.uuid, &spec, Some(&checkpoint)).await.map_err(|e| e.kind)?;
     host.set_scratch_used(vm.uuid, 4096);

@@ -243,6 +243,14 @@ impl Lab {
         Running(command.spawn().expect("virtward starts"))
     }
 
+    /// Starts `virtward-lab` on this lab and leaves it running; killed when forgotten.
+    pub fn start_lab(&self, arguments: &[&str]) -> Running {
+        let mut command = Command::new(lab_binary());
+        command.arg("--name").arg(&self.name).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Running(command.spawn().expect("virtward-lab starts"))
+    }
+
     /// Starts a backup slowed down so that there is time to do something to it, and waits until data moves.
     pub fn slow_backup(&self, vm: &str, bandwidth: &str) -> Running {
         let running = self.start(&["--json", "backup", "run", vm, "--full", "--bandwidth", bandwidth]);

@@ -7,6 +7,7 @@ mod backup;
 mod daemon;
 mod guest;
 mod interrupted;
+mod remote;
 mod repository;
 mod restore;
 mod tracking;

@@ -21,7 +21,7 @@ pub fn next_open(window: &Window, after: Timestamp, zone: &TimeZone) -> Option<T
     let starts = today.series(1.day()).take(9).flat_map(|date| {
         let start = zone.to_ambiguous_timestamp(date.to_datetime(window.start.civil()));
         // The clock may show the time twice.
-        [start.clone().earlier().ok(), start.later().ok()].into_iter().flatten()
+        [start.earlier().ok(), start.later().ok()].into_iter().flatten()
     });
     // A clock that is set forward or back may enter the window without passing its start.
     let changes = zone.following(after).take(3).map(|change| change.timestamp());

@@ -176,7 +176,7 @@ impl Hypervisor for Libvirt {
             let targets = targets(&domain);
             let checkpoint = checkpoint.as_ref().map(|c| xml::checkpoint(c, &targets, None));
             no_job(d)?;
-            Ok(d.backup_begin(&xml::backup(&spec, &targets), checkpoint.as_deref())?)
+            Ok(d.backup_begin(&xml::backup(&spec, &targets), checkpoint.as_deref(), spec.scratch_is_there)?)
         })
         .await
     }

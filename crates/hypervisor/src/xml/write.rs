@@ -93,6 +93,7 @@ mod tests {
         let spec = BackupSpec {
             server: BackupServer::Unix { path: nasty.into() },
             disks: vec![BackupDisk { target: "vda".into(), incremental: Some(nasty.into()), scratch: nasty.into() }],
+            scratch_is_there: false,
         };
         let text = backup(&spec, &["vda", "vdb"]);
         let document = roxmltree::Document::parse(&text).unwrap();

@@ -97,6 +97,7 @@ impl<'a> Guest<'a> {
                     scratch: text(self.path(&format!("{target}.scratch"))),
                 })
                 .collect(),
+            scratch_is_there: false,
         }
     }
 

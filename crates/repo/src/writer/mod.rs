@@ -15,7 +15,7 @@ mod shared;
 
 use std::{
     collections::HashSet,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{Arc, OnceLock, atomic::AtomicBool},
     thread::JoinHandle,
     time::Duration,
 };
@@ -89,6 +89,7 @@ pub struct Writer {
     workers: Vec<JoinHandle<()>>,
     finisher: Option<JoinHandle<()>>,
     lease: Option<Lease>,
+    completed: OnceLock<AttachmentRefs>,
 }
 
 impl Repository {
@@ -109,7 +110,15 @@ impl Repository {
         let (queue, jobs) = bounded(threads);
         let (stop, stopped) = bounded(0);
         let finisher = Some(finisher);
-        let mut writer = Writer { shared, queue, stop: Some(stop), workers: vec![], finisher, lease: Some(lease) };
+        let mut writer = Writer {
+            shared,
+            queue,
+            stop: Some(stop),
+            workers: vec![],
+            finisher,
+            lease: Some(lease),
+            completed: OnceLock::new(),
+        };
         for number in 0..threads {
             let (shared, jobs, stop) = (writer.shared.clone(), jobs.clone(), stopped.clone());
             let thread = std::thread::Builder::new()
@@ -204,6 +213,17 @@ impl Writer {
         self.shared.origin.writer
     }
 
+    /// Stores the restore point's attachments and makes all that was stored durable, so that little is left for
+    /// [`Writer::publish`], which is then called without attachments. Every disk must be finished before.
+    pub fn complete(&self, attachments: &[Attachment]) -> Result<()> {
+        let refs = self.store_attachments(attachments)?;
+        let twice = self.completed.set(refs).is_err();
+        if twice {
+            return Err(Error::Misuse { what: "a run was completed twice".into() });
+        }
+        self.shared.settle()
+    }
+
     /// Makes the restore point: last, atomically, and only once everything it refers to is durable. Every disk must
     /// be finished before.
     pub fn publish(mut self, point: RestorePoint, attachments: Vec<Attachment>) -> Result<()> {
@@ -214,8 +234,10 @@ impl Writer {
                 return Err(Error::Misuse { what: format!("disk {} was not finished by this run", disk.target) });
             }
         }
-        let attachments = self.store_attachments(&attachments)?;
-        shared.settle()?;
+        if self.completed.get().is_none() || !attachments.is_empty() {
+            self.complete(&attachments)?;
+        }
+        let attachments = self.completed.take().unwrap_or_default();
         let record = PointRecord { attachments, writer: lease.writer(), epoch: lease.epoch(), point };
         let bytes = point::seal(&shared.repo.inner.ring, &record)?;
         let name = names::point(record.point.id);

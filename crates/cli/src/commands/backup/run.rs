@@ -104,8 +104,15 @@ pub enum Quiesce {
 
 /// Backs up one VM after the other.
 pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
-    let repository = connect::repository(app).await?;
-    let hypervisor = connect::hypervisor(app).await?;
+    let (repository, hypervisor) = tokio::join!(connect::repository(app), connect::hypervisor(app));
+    let (repository, hypervisor) = match (repository, hypervisor) {
+        (Ok(repository), Ok(hypervisor)) => (repository, hypervisor),
+        (Err(failure), Ok(hypervisor)) => {
+            hypervisor.close().await;
+            return Err(failure);
+        }
+        (Err(failure), Err(_)) | (Ok(_), Err(failure)) => return Err(failure),
+    };
     let outcome = run_on(app, args, &repository, &connect::env(app, hypervisor.clone())).await;
     hypervisor.close().await;
     outcome

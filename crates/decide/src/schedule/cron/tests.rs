@@ -123,13 +123,13 @@ fn field(min: u32, max: u32) -> impl Strategy<Value = (String, BTreeSet<u32>)> {
         3 => (min..=max).prop_map(|one| (one.to_string(), BTreeSet::from([one]))),
         2 => (min..=max, min..=max, 1_u32..9).prop_map(|(a, b, step)| {
             let (first, last) = (a.min(b), a.max(b));
-            (format!("{first}-{last}/{step}"), (first..=last).filter(|n| (n - first) % step == 0).collect())
+            (format!("{first}-{last}/{step}"), (first..=last).filter(|n| (n - first).is_multiple_of(step)).collect())
         }),
     ];
     prop_oneof![
         2 => Just(("*".to_owned(), (min..=max).collect())),
         1 => (2_u32..20).prop_map(move |step| {
-            (format!("*/{step}"), (min..=max).filter(|n| (n - min) % step == 0).collect())
+            (format!("*/{step}"), (min..=max).filter(|n| (n - min).is_multiple_of(step)).collect())
         }),
         4 => prop::collection::vec(item, 1..3).prop_map(|items| {
             let texts: Vec<String> = items.iter().map(|(text, _)| text.clone()).collect();

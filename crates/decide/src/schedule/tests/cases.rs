@@ -339,7 +339,7 @@ fn the_linter_finds_broken_plans() {
         change(&mut changed[0]);
         changed
     };
-    finds(&world, now, &change(|start| start.due = start.due - minutes(1)), "the schedule has no such time");
+    finds(&world, now, &change(|start| start.due -= minutes(1)), "the schedule has no such time");
     finds(&world, now, &change(|start| start.cause = Cause::Retry), "a retry of nothing that failed");
     finds(&world, now, &change(|start| start.attempt = 9), "too many tries");
     finds(&world, now, &change(|start| start.policy = "gone".into()), "no such VM or policy");

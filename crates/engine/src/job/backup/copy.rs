@@ -28,6 +28,9 @@ use crate::{Cancel, Error, Event, Observer, Result};
 /// Chunks in memory between the source and the repository, over all disks of a job.
 const CHUNKS_IN_FLIGHT: usize = 48;
 
+/// Longest changed range that is read without asking what of it is allocated.
+const UNASKED_BYTES_MAX: u64 = 4 << 20;
+
 /// What all disks of one job share: memory, pace, progress, cancellation.
 #[derive(Clone)]
 pub(super) struct Flow<'a> {
@@ -165,7 +168,11 @@ impl Source {
             let mut at = range.start;
             while let Some(mut plan) = planner.take() {
                 let mut steps = Vec::new();
-                let known = if at < range.end { self.origin.allocated(at..range.end).await? } else { None };
+                let asked = at < range.end && !self.is_read_unasked(range);
+                let known = match asked {
+                    true => self.while_reading(self.origin.allocated(at..range.end), flow, &mut reads, sink).await??,
+                    false => None,
+                };
                 match known {
                     Some(spans) => {
                         for span in spans {
@@ -186,7 +193,9 @@ impl Source {
                             let start = index * u64::from(self.chunk_bytes);
                             let chunk = ChunkRead { start, length, parts: places };
                             read_bytes += chunk.bytes();
-                            let permit = self.permit(flow, &mut reads, sink).await?;
+                            let permit = flow.chunks.clone().acquire_owned();
+                            let permit = self.while_reading(permit, flow, &mut reads, sink).await?;
+                            let permit = permit.map_err(|_| Error::Cancelled)?;
                             reads.push(self.read_chunk(writer, index, chunk, parts.remove(&index), permit, flow));
                         }
                     }
@@ -199,23 +208,29 @@ impl Source {
         Ok(read_bytes)
     }
 
-    /// Waits for a place in memory while finished reads go on to the sink.
-    async fn permit<F>(
+    /// Whether it is cheaper to read a changed range than to ask first what of it is allocated.
+    fn is_read_unasked(&self, range: &Range<u64>) -> bool {
+        let length = range.end - range.start;
+        length < self.size_bytes && length <= UNASKED_BYTES_MAX
+    }
+
+    /// Waits for something while finished reads go on to the sink.
+    async fn while_reading<T, F>(
         &self,
+        wanted: impl Future<Output = T>,
         flow: &Flow<'_>,
         reads: &mut FuturesUnordered<F>,
         sink: &mpsc::Sender<Item>,
-    ) -> Result<OwnedSemaphorePermit>
+    ) -> Result<T>
     where
         F: Future<Output = Result<Item>>,
     {
-        let acquire = flow.chunks.clone().acquire_owned();
-        tokio::pin!(acquire);
+        tokio::pin!(wanted);
         loop {
             tokio::select! {
                 biased;
                 Some(item) = reads.next(), if !reads.is_empty() => send(sink, item?).await?,
-                permit = &mut acquire => return permit.map_err(|_| Error::Cancelled),
+                got = &mut wanted => return Ok(got),
                 () = flow.cancel.cancelled() => return Err(Error::Cancelled),
             }
         }

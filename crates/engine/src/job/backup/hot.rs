@@ -39,11 +39,66 @@ async fn cut(job: &mut Job<'_>) -> Result<RestorePoint> {
     let (chosen, skipped) = select::select(&job.vm, &job.options.only_disks, &job.options.exclude_disks)?;
     let scratch = Scratch::of(job.env, job.vm.uuid);
     clear_leftovers(job, &scratch).await?;
+    let (env, vm, state, options) = (job.env, job.vm.uuid, job.vm.state, job.options);
+    let agent = async {
+        match chosen.is_empty() {
+            true => Ok(()),
+            false => quiesce::ask_agent(env, vm, state, options).await,
+        }
+    };
+    let (agent, prepared) = futures::join!(agent, prepare(job, &chosen, scratch));
+    let Prepared { attachments, tracked } = prepared?;
+    let Some(Tracked { facts, decisions, mut session, writer }) = tracked else {
+        return definition_only(job, skipped, attachments).await;
+    };
+    let id = PointId::random();
+    let events = job.env.hypervisor.events();
+    let outcome = cut_and_copy(job, &mut session, &chosen, &facts, decisions, agent, &writer, id, events).await;
+    let outcome = match outcome {
+        Ok((quiesce, taken, disks)) => {
+            // What was copied becomes durable while the hypervisor ends the job.
+            let completed = super::blocking(move || {
+                writer.complete(&attachments)?;
+                Ok(writer)
+            });
+            let (writer, ()) = futures::join!(completed, session.end_job(job));
+            let source = if job.options.mode == BackupMode::Warm { SourceKind::Warm } else { SourceKind::Hot };
+            let taken = Taken { id, source, taken, quiesce, disks, skipped };
+            match writer {
+                Ok(writer) => publish(job, writer, taken).await,
+                Err(error) => Err(error),
+            }
+        }
+        Err(error) => {
+            session.end_job(job).await;
+            Err(error)
+        }
+    };
+    job.phase(Phase::CleaningUp);
+    session.clean_up(job, outcome.is_ok()).await;
+    outcome
+}
+
+struct Prepared {
+    attachments: Vec<Attachment>,
+    /// None if there is no disk.
+    tracked: Option<Tracked>,
+}
+
+struct Tracked {
+    facts: Vec<DiskFacts>,
+    decisions: Vec<DiskDecision>,
+    session: Session,
+    writer: Writer,
+}
+
+/// Everything that can be done before the guest notices.
+async fn prepare(job: &mut Job<'_>, chosen: &[Disk], scratch: Scratch) -> Result<Prepared> {
     let attachments = attach::gather(job.env, &job.vm, &mut job.warnings).await?;
     if chosen.is_empty() {
-        return definition_only(job, skipped, attachments).await;
+        return Ok(Prepared { attachments, tracked: None });
     }
-    let facts = facts(job, &chosen).await?;
+    let facts = facts(job, chosen).await?;
     let ours = job.checkpoint_prefix();
     let mut decisions = disks::decide(&facts, &job.history, &ours, job.options.full);
     let elsewhere = disks::kept_elsewhere(&job.history, &job.vm.disks, &facts);
@@ -55,30 +110,18 @@ async fn cut(job: &mut Job<'_>) -> Result<RestorePoint> {
         .and_then(|item| attach::qemu_owner(&String::from_utf8_lossy(&item.bytes)));
     let total = facts.iter().map(|disk| disk.size_bytes).sum();
     scratch.create(owner, job.options.scratch_reserve, total)?;
-    let writer = job.writer().await?;
-    let id = PointId::random();
-    let events = job.env.hypervisor.events();
-    let mut session = Session { scratch, checkpoint: None, begun: false, elsewhere };
-    let outcome = cut_and_copy(job, &mut session, &chosen, &facts, decisions, &writer, id, events).await;
-    session.end_job(job).await;
-    let outcome = match outcome {
-        Ok((quiesce, taken, disks)) => {
-            let source = if job.options.mode == BackupMode::Warm { SourceKind::Warm } else { SourceKind::Hot };
-            let taken = Taken { id, source, taken, quiesce, disks, skipped };
-            publish(job, writer, taken, attachments).await
-        }
-        Err(error) => Err(error),
-    };
-    job.phase(Phase::CleaningUp);
-    session.clean_up(job, outcome.is_ok()).await;
-    outcome
+    let (images, writer) = futures::join!(scratch.make_images(owner, &facts), job.writer());
+    images?;
+    let writer = writer?;
+    let session = Session { scratch, checkpoint: None, begun: false, elsewhere };
+    Ok(Prepared { attachments, tracked: Some(Tracked { facts, decisions, session, writer }) })
 }
 
-async fn publish(job: &Job<'_>, writer: Writer, taken: Taken, attachments: Vec<Attachment>) -> Result<RestorePoint> {
+async fn publish(job: &Job<'_>, writer: Writer, taken: Taken) -> Result<RestorePoint> {
     if job.cancel.is_cancelled() {
         return Err(Error::Cancelled);
     }
-    job.publish(writer, taken, attachments).await
+    job.publish(writer, taken, Vec::new()).await
 }
 
 /// A VM without disks still has a definition worth keeping.
@@ -140,13 +183,14 @@ async fn cut_and_copy(
     chosen: &[Disk],
     facts: &[DiskFacts],
     mut decisions: Vec<DiskDecision>,
+    agent: quiesce::Answer,
     writer: &Writer,
     id: PointId,
     events: broadcast::Receiver<DomainEvent>,
 ) -> Result<Cut> {
     job.phase(Phase::Quiescing);
     let name = job.vm.name.clone();
-    let quiesced = quiesce::freeze(job.env, job.vm.uuid, &name, job.vm.state, job.options).await?;
+    let quiesced = quiesce::freeze(job.env, job.vm.uuid, &name, agent, job.options).await?;
     let begun = begin(job, session, &mut decisions, id).await;
     let taken = Timestamp::now();
     let (quiesce, doubt) = quiesced.thaw().await;
@@ -264,6 +308,7 @@ fn backup_spec(scratch: &Scratch, decisions: &[DiskDecision]) -> BackupSpec {
                 scratch: text(scratch.image(&disk.target)),
             })
             .collect(),
+        scratch_is_there: true,
     }
 }
 

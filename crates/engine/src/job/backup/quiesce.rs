@@ -69,12 +69,25 @@ pub(super) fn forget_leftover(env: &Env, vm: Uuid) {
     let _ = std::fs::remove_file(marker(env, vm));
 }
 
+/// Whether the guest's agent answers, if it is needed. Asked while the backup is prepared, as it can take long.
+pub(super) async fn ask_agent(env: &Env, vm: Uuid, state: VmState, options: &BackupOptions) -> Answer {
+    match state {
+        _ if options.quiesce == QuiesceRequest::Off => Ok(()),
+        VmState::Paused => Err((QuiesceOutcome::NoAgent, "the VM is paused, so its agent cannot answer".to_owned())),
+        _ => {
+            let timeout_s = options.agent_timeout.as_secs().clamp(1, 600) as u32;
+            let answer = env.hypervisor.agent(vm, r#"{"execute":"guest-ping"}"#, timeout_s).await;
+            answer.map(drop).map_err(|error| (QuiesceOutcome::NoAgent, format!("guest agent: {}", error.message)))
+        }
+    }
+}
+
 /// Freezes as asked. Only a `required` quiesce can fail; everything else ends up in the record.
 pub(super) async fn freeze<'a>(
     env: &'a Env,
     vm: Uuid,
     name: &'a str,
-    state: VmState,
+    agent: Answer,
     options: &'a BackupOptions,
 ) -> Result<Quiesced<'a>> {
     let record =
@@ -83,9 +96,9 @@ pub(super) async fn freeze<'a>(
     if options.quiesce == QuiesceRequest::Off {
         return Ok(quiesced);
     }
-    let attempt = match state {
-        VmState::Paused => Err((QuiesceOutcome::NoAgent, "the VM is paused, so its agent cannot answer".to_owned())),
-        _ => quiesced.try_freeze().await,
+    let attempt = match agent {
+        Ok(()) => quiesced.try_freeze().await,
+        refused => refused,
     };
     if let Err((outcome, reason)) = attempt {
         quiesced.record.outcome = outcome;
@@ -102,15 +115,12 @@ pub(super) async fn freeze<'a>(
 }
 
 type Refusal = (QuiesceOutcome, String);
+/// What the agent said, or why it cannot.
+pub(super) type Answer = std::result::Result<(), Refusal>;
 
 impl Quiesced<'_> {
     async fn try_freeze(&mut self) -> std::result::Result<(), Refusal> {
         let hypervisor = &self.env.hypervisor;
-        let timeout_s = self.options.agent_timeout.as_secs().clamp(1, 600) as u32;
-        hypervisor
-            .agent(self.vm, r#"{"execute":"guest-ping"}"#, timeout_s)
-            .await
-            .map_err(|error| (QuiesceOutcome::NoAgent, format!("guest agent: {}", error.message)))?;
         self.pre_freeze_hook().await?;
         let marker = marker(self.env, self.vm);
         let failed = |what: &str, error: &dyn std::fmt::Display| (QuiesceOutcome::Failed, format!("{what}: {error}"));
@@ -198,7 +208,8 @@ impl Quiesced<'_> {
                 Ok(Ok(count)) => {
                     let at = Instant::now();
                     if let Some(guard) = frozen.guard {
-                        guard.dismiss().await;
+                        // Nobody waits for its end: it has the word as soon as this is written to its pipe.
+                        tokio::spawn(guard.dismiss());
                     }
                     let _ = std::fs::remove_file(&frozen.marker);
                     return Some((count, at));

@@ -8,10 +8,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use futures::future::try_join_all;
 use uuid::Uuid;
+use virtward_decide::tracking::DiskFacts;
 use virtward_model::Bytes;
 
-use crate::{Env, Error, Result};
+use crate::{Env, Error, Result, tool};
 
 /// Linux's limit for the path of a Unix socket.
 const SOCKET_PATH_MAX: usize = 107;
@@ -67,6 +69,21 @@ impl Scratch {
             )));
         }
         Ok(())
+    }
+
+    /// Makes the empty images, which QEMU would otherwise make while the guest is frozen.
+    pub(super) async fn make_images(&self, owner: Option<(u32, u32)>, disks: &[DiskFacts]) -> Result<()> {
+        try_join_all(disks.iter().map(async |disk| {
+            let path = self.image(&disk.target);
+            tool::image_create(&path, "qcow2", None, disk.size_bytes).await?;
+            match owner {
+                Some((user, group)) => chown(&path, Some(user), Some(group))
+                    .map_err(Error::io(format!("give {} to QEMU's user", path.display()))),
+                None => Ok(()),
+            }
+        }))
+        .await
+        .map(drop)
     }
 
     pub(super) fn socket(&self) -> PathBuf {

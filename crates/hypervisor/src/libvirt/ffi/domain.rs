@@ -143,12 +143,18 @@ impl Domain {
         take_string(answer)
     }
 
-    pub(in crate::libvirt) fn backup_begin(&self, backup: &str, checkpoint: Option<&str>) -> VirResult<()> {
+    pub(in crate::libvirt) fn backup_begin(
+        &self,
+        backup: &str,
+        checkpoint: Option<&str>,
+        reuse_external: bool,
+    ) -> VirResult<()> {
         let backup = c_string(backup)?;
         let checkpoint = checkpoint.map(c_string).transpose()?;
         let checkpoint = checkpoint.as_ref().map_or(ptr::null(), |c| c.as_ptr());
+        let flags = if reuse_external { virt_sys::VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL } else { 0 };
         // SAFETY: the domain is valid; both strings outlive the call, a null checkpoint means none.
-        check(unsafe { virt_sys::virDomainBackupBegin(self.raw(), backup.as_ptr(), checkpoint, 0) }).map(drop)
+        check(unsafe { virt_sys::virDomainBackupBegin(self.raw(), backup.as_ptr(), checkpoint, flags) }).map(drop)
     }
 
     pub(in crate::libvirt) fn backup_xml(&self) -> VirResult<String> {
