@@ -34,8 +34,6 @@ pub struct Planned {
     pub at: Timestamp,
     /// Lines of the report by VM.
     pub lines: HashMap<Uuid, Vec<usize>>,
-    /// Places in the input by VM.
-    pub places: HashMap<Uuid, usize>,
 }
 
 /// Plans whenever something changed or time has come, until cancelled.
@@ -89,8 +87,7 @@ fn planned(input: ScheduleInput, report: Report, at: Timestamp) -> Planned {
     for (number, line) in report.lines.iter().enumerate() {
         lines.entry(line.vm).or_default().push(number);
     }
-    let places = input.vms.iter().enumerate().map(|(number, vm)| (vm.uuid, number)).collect();
-    Planned { input, report, at, lines, places }
+    Planned { input, report, at, lines }
 }
 
 /// Everything that the planner has to know.

@@ -4,7 +4,7 @@ use std::{env, path::PathBuf, sync::Arc, time::Duration};
 
 use virtward_engine::{BackupOptions, Hooks};
 use virtward_server::{
-    Reload,
+    Listening, Reload,
     config::{Config, DEFAULT_REPOSITORY, RepositoryConfig, SecretFile},
     wire_up::Wiring,
 };
@@ -51,7 +51,7 @@ pub async fn run(app: &App, global: &Global) -> Result<(), Failure> {
         let next = config::load(&flags, &|name| env::var_os(name)).map_err(|failure| failure.message)?;
         configuration(&next, guard.clone()).map_err(|failure| failure.message)
     });
-    let (sender, ready) = tokio::sync::oneshot::channel();
+    let (sender, ready) = tokio::sync::oneshot::channel::<Listening>();
     let socket = config.socket.clone();
     tokio::spawn(async move {
         let Ok(listening) = ready.await else { return };

@@ -26,7 +26,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 use uuid::Uuid;
 use virtward_api::{Code, Job, JobError, JobLogEntry, JobState, LogLevel, Problem, Progress};
-use virtward_cluster::{Compare, Op};
+use virtward_cluster::Compare;
 use virtward_engine::Cancel;
 
 use self::record::{Attempt, Idempotency, Made, NewJob, Outcome, Record};

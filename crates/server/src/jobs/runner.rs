@@ -16,7 +16,7 @@ use virtward_engine::Cancel;
 use virtward_model::{Policy, Seconds};
 
 use super::{
-    Jobs, Live, exec,
+    Live, exec,
     observer::Watch,
     record::{NewJob, Record, Work},
 };
@@ -346,11 +346,4 @@ fn told(daemon: &Daemon, job: &Job) {
     note.policy.clone_from(&job.origin.policy);
     note.repository = Some(job.repository.clone());
     daemon.events.add(note);
-}
-
-impl Jobs {
-    /// Whether anything runs.
-    pub fn is_idle(&self) -> bool {
-        self.live().is_empty()
-    }
 }
