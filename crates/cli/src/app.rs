@@ -15,7 +15,7 @@ use virtward_hypervisor::libvirt::exit_now;
 
 use crate::{
     cli::{Cli, Command, Internal},
-    commands::{backup, completions, man, repo, restore, thaw_guard, vm},
+    commands::{backup, completions, job, man, policy, repo, restore, serve, status, thaw_guard, token, vm},
     config::{self, Settings},
     exit::{Failure, Kind},
     out,
@@ -93,7 +93,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         cancel: Cancel::default(),
         progress: Arc::new(Progress::new(cli.global.quiet)),
     };
-    log(cli.global.verbose, &app.progress);
+    // A daemon's log is read by people who were not there: it says what it does.
+    let is_daemon = matches!(cli.command, Command::Serve(_));
+    log(cli.global.verbose + u8::from(is_daemon), &app.progress);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -105,6 +107,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Backup(command) => backup::run(&app, command).await,
             Command::Restore(command) => restore::run(&app, command).await,
             Command::Vm(command) => vm::run(&app, command).await,
+            Command::Serve(_) => serve::run(&app, &cli.global).await,
+            Command::Status(_) => status::run(&app).await,
+            Command::Job(command) => job::run(&app, command).await,
+            Command::Policy(command) => policy::run(&app, command).await,
+            Command::Token(command) => token::run(&app, command).await,
             Command::Completions(_) | Command::Man(_) | Command::Internal(_) => Ok(()),
         }
     });

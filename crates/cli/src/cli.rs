@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::commands::{backup, completions, man, repo, restore, thaw_guard, vm};
+use crate::commands::{backup, completions, job, man, policy, repo, restore, serve, status, thaw_guard, token, vm};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,7 +26,7 @@ Exit status:
  12 some VMs failed      13 given up to protect the guest
 130 cancelled";
 
-/// Protects the virtual machines of libvirt hosts: backup and restore.
+/// Protects the virtual machines of libvirt hosts: backup and restore, by hand and by policy.
 #[derive(Debug, Parser)]
 #[command(
     name = "virtward",
@@ -91,6 +91,19 @@ pub enum Command {
     /// What the hypervisor runs and whether it is protected
     #[command(subcommand)]
     Vm(vm::Command),
+    /// Run the daemon of this host: schedules, API, inventory
+    Serve(serve::Args),
+    /// What the daemon of this host knows, at a glance
+    Status(status::Args),
+    /// Jobs of the daemon: list, show, watch, cancel
+    #[command(subcommand)]
+    Job(job::Command),
+    /// Policies: what is backed up, when, and what is kept
+    #[command(subcommand)]
+    Policy(policy::Command),
+    /// Tokens for the API over HTTPS
+    #[command(subcommand)]
+    Token(token::Command),
     /// Print a completion script for a shell
     Completions(completions::Args),
     /// Print or write the manual pages

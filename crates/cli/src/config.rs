@@ -4,8 +4,10 @@
 //! ignored is found on the day it matters. Pure but for reading that one file; the environment is handed in.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -50,6 +52,40 @@ struct File {
     s3: S3,
     backup: BackupDefaults,
     retention: Retention,
+    server: Server,
+    repositories: BTreeMap<String, OtherRepository>,
+}
+
+/// `[server]`: what `virtward serve` does.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Server {
+    /// Address of HTTPS, such as `0.0.0.0:8460`; off without.
+    pub listen: Option<SocketAddr>,
+    /// Certificate chain (PEM) for HTTPS; made by itself without.
+    pub tls_cert: Option<PathBuf>,
+    /// Its key.
+    pub tls_key: Option<PathBuf>,
+    /// Directory of the state.
+    pub state_dir: Option<PathBuf>,
+    /// Most jobs at a time.
+    pub jobs_max: Option<u32>,
+    /// Seconds between two complete looks at the hypervisor.
+    pub reconcile_s: Option<u64>,
+    /// Seconds that running jobs may take to clean up when the daemon stops.
+    pub stop_timeout_s: Option<u64>,
+}
+
+/// `[repositories.NAME]`: a repository beside the main one, for policies.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct OtherRepository {
+    /// Directory or URL.
+    pub location: String,
+    /// File with its password.
+    pub password_file: Option<PathBuf>,
+    /// Its key file; without either, what opens the main repository.
+    pub key_file: Option<PathBuf>,
 }
 
 /// `[retention]`: what `backup prune` keeps unless told otherwise on the command line.
@@ -115,8 +151,11 @@ pub struct BackupDefaults {
     pub agent_timeout_s: Option<u64>,
 }
 
+/// Section of any repository: their names are the operator's.
+const ANY_REPOSITORY: &str = "repositories.NAME";
+
 /// Every key that the file may have, as it is written there.
-const KEYS: [(&str, &[&str]); 4] = [
+const KEYS: [(&str, &[&str]); 6] = [
     (
         "",
         &[
@@ -132,8 +171,12 @@ const KEYS: [(&str, &[&str]); 4] = [
             "s3",
             "backup",
             "retention",
+            "server",
+            "repositories",
         ],
     ),
+    ("server", &["listen", "tls-cert", "tls-key", "state-dir", "jobs-max", "reconcile-s", "stop-timeout-s"]),
+    (ANY_REPOSITORY, &["location", "password-file", "key-file"]),
     (
         "s3",
         &["endpoint", "region", "path-style", "ca-file", "object-lock-mode", "object-lock-days", "emulate-conditions"],
@@ -222,6 +265,19 @@ pub struct Settings {
     pub backup: BackupDefaults,
     /// Defaults of pruning.
     pub retention: Retention,
+    /// What the daemon does.
+    pub server: Server,
+    /// Repositories beside the main one.
+    pub repositories: BTreeMap<String, OtherRepository>,
+    /// The configuration file.
+    pub file: PathBuf,
+}
+
+impl Settings {
+    /// The daemon's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.runtime_dir.clone().unwrap_or_else(|| "/run/virtward".into()).join("api.sock")
+    }
 }
 
 /// Reads the configuration file and settles every setting. `env` answers for environment variables.
@@ -285,6 +341,9 @@ fn settle(
         scratch_dir: file.scratch_dir,
         backup: file.backup,
         retention: file.retention,
+        server: file.server,
+        repositories: file.repositories,
+        file: path.to_owned(),
     })
 }
 
@@ -353,6 +412,12 @@ fn check_keys(section: &str, table: &DeTable<'_>, wrong: &dyn Fn(usize, &str) ->
     let known = KEYS.iter().find(|(name, _)| *name == section).map_or(&[][..], |(_, keys)| keys);
     for (key, value) in table {
         let name = key.get_ref().as_ref();
+        if section == "repositories" {
+            if let DeValue::Table(inner) = value.get_ref() {
+                check_keys(ANY_REPOSITORY, inner, wrong)?;
+            }
+            continue;
+        }
         if !known.contains(&name) {
             let place = if section.is_empty() { String::new() } else { format!(" in [{section}]") };
             let failure = wrong(key.span().start, &format!("unknown key {name:?}{place}"));

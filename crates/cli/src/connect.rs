@@ -11,6 +11,7 @@ use virtward_repo::{Error as RepoError, KeyInfo, Repository, Secret, Store, stor
 
 use crate::{
     app::App,
+    config::Settings,
     exit::{Failure, Kind},
     out, render, secret,
     view::Holds,
@@ -174,18 +175,23 @@ pub async fn hypervisor(app: &App) -> Result<Arc<dyn Hypervisor>, Failure> {
 
 /// What a job needs.
 pub fn env(app: &App, hypervisor: Arc<dyn Hypervisor>) -> Env {
+    Env { hypervisor, uri: app.settings.connect.clone(), dirs: dirs(&app.settings), thaw_guard: Some(thaw_guard()) }
+}
+
+/// The directories of jobs.
+pub fn dirs(settings: &Settings) -> Dirs {
     let defaults = Dirs::default();
+    Dirs {
+        runtime: settings.runtime_dir.clone().unwrap_or(defaults.runtime),
+        scratch: settings.scratch_dir.clone().unwrap_or(defaults.scratch),
+    }
+}
+
+/// How a helper that thaws is started.
+pub fn thaw_guard() -> Vec<String> {
     // An upgrade may have replaced the file that this process was started from; the process itself can still be found.
     let program = std::env::current_exe().ok().filter(|program| program.exists());
     let program = program.and_then(|program| program.into_os_string().into_string().ok());
     let program = program.unwrap_or_else(|| "/proc/self/exe".into());
-    Env {
-        hypervisor,
-        uri: app.settings.connect.clone(),
-        dirs: Dirs {
-            runtime: app.settings.runtime_dir.clone().unwrap_or(defaults.runtime),
-            scratch: app.settings.scratch_dir.clone().unwrap_or(defaults.scratch),
-        },
-        thaw_guard: Some(vec![program, "internal".into(), "thaw-guard".into()]),
-    }
+    vec![program, "internal".into(), "thaw-guard".into()]
 }

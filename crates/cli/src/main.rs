@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod config;
 mod connect;
+mod daemon;
 mod exit;
 mod failures;
 mod out;

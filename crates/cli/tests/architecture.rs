@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 /// Every crate of the workspace with the crates of ours that it may depend on.
-const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 11] = [
     ("model", &[]),
     ("nbd", &[]),
     ("decide", &["model"]),
@@ -18,7 +18,9 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
     ("hypervisor", &["model"]),
     ("cluster", &["model"]),
     ("engine", &["model", "decide", "repo", "nbd", "hypervisor", "cluster"]),
-    ("cli", &["model", "decide", "repo", "hypervisor", "engine"]),
+    ("server", &["model", "decide", "repo", "hypervisor", "cluster", "engine", "api"]),
+    ("cli", &["model", "decide", "repo", "hypervisor", "engine", "api", "server"]),
+    ("api", &[]),
     ("lab", &["model"]),
 ];
 

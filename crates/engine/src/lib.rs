@@ -4,15 +4,19 @@
 //! to an [`Observer`], stops at a [`Cancel`], and leaves nothing half-done behind: what a killed job leaves, the next
 //! run of the same job cleans up.
 //!
+//! [`collect`] and [`reconcile`] keep an inventory of what a host has.
+//!
 //! Not here: scheduling, clusters, rendering, exit codes.
 
 mod cancel;
+pub mod collect;
 mod env;
 mod error;
 mod image;
 pub mod job;
 mod lock;
 mod observe;
+pub mod reconcile;
 mod tool;
 
 pub use cancel::Cancel;
@@ -20,6 +24,7 @@ pub use env::{Dirs, Env};
 pub use error::{Error, Result};
 pub use job::backup::{BackupMode, BackupOptions, Hooks, ImageSet, backup_images, backup_vm};
 pub use job::restore::{
-    DiskFormat, RestoreDiskOptions, RestoreVmOptions, RestoredDisk, RestoredVm, restore_disk, restore_vm,
+    DiskFormat, PlannedDisk, PlannedVm, RestoreDiskOptions, RestoreVmOptions, RestoredDisk, RestoredVm, plan_restore_vm,
+    restore_disk, restore_vm,
 };
 pub use observe::{Event, Observer, Phase, Silent};

@@ -2,8 +2,13 @@
 
 pub mod backup;
 pub mod completions;
+pub mod job;
 pub mod man;
+pub mod policy;
 pub mod repo;
 pub mod restore;
+pub mod serve;
+pub mod status;
 pub mod thaw_guard;
+pub mod token;
 pub mod vm;

@@ -4,6 +4,7 @@
 mod harness;
 
 mod backup;
+mod daemon;
 mod guest;
 mod interrupted;
 mod remote;

@@ -51,7 +51,7 @@ impl DiskFormat {
     }
 
     /// QEMU's name of the format.
-    pub(super) fn driver(self) -> &'static str {
+    pub fn driver(self) -> &'static str {
         match self {
             Self::Qcow2 => "qcow2",
             Self::Raw => "raw",

@@ -117,6 +117,42 @@ pub async fn restore_vm(
     vm::run(env, repo, point, options, observer, cancel).await
 }
 
+/// What [`restore_vm`] would make.
+#[derive(Clone, Debug)]
+pub struct PlannedVm {
+    /// The restore point.
+    pub point: RestorePoint,
+    /// Name.
+    pub name: String,
+    /// UUID; none if it gets a new one.
+    pub uuid: Option<Uuid>,
+    /// A VM of that name would be replaced.
+    pub replaces: bool,
+    /// Disks that would be written.
+    pub disks: Vec<PlannedDisk>,
+}
+
+/// A disk that [`restore_vm`] would write.
+#[derive(Clone, Debug)]
+pub struct PlannedDisk {
+    /// What is restored.
+    pub record: DiskRecord,
+    /// Where it would be.
+    pub path: PathBuf,
+    /// Format.
+    pub format: DiskFormat,
+}
+
+/// Decides what [`restore_vm`] would do with the same options, or says why it would refuse. Changes nothing.
+pub async fn plan_restore_vm(
+    env: &Env,
+    repo: &Repository,
+    point: PointId,
+    options: &RestoreVmOptions,
+) -> Result<PlannedVm> {
+    vm::preview(env, repo, point, options).await
+}
+
 /// Restores one disk to a file or block device. Needs no hypervisor.
 pub async fn restore_disk(
     repo: &Repository,

@@ -8,7 +8,7 @@ use virtward_model::{PointId, RestorePoint};
 use virtward_repo::{Attachment, Repository};
 
 use super::{
-    DiskJob, Placed, RestoreVmOptions, RestoredDisk, RestoredVm, Staging, disk, load_point, place,
+    DiskJob, Placed, PlannedDisk, PlannedVm, RestoreVmOptions, RestoredDisk, RestoredVm, Staging, disk, load_point, place,
     plan::{Plan, plan},
     xml::{PlacedDisk, Rewrite, rewrite},
 };
@@ -17,6 +17,43 @@ use crate::{
     job::backup::{attach, blocking},
     lock::VmLock,
 };
+
+/// All that is needed before anything is written.
+struct Prepared {
+    point: RestorePoint,
+    attachments: Vec<Attachment>,
+    xml: String,
+    plan: Plan,
+}
+
+async fn prepare(env: &Env, repo: &Repository, point: PointId, options: &RestoreVmOptions) -> Result<Prepared> {
+    let point = load_point(repo, point).await?;
+    let attachments = load_attachments(repo, &point).await?;
+    let xml = definition(&point, &attachments)?;
+    let has_nvram = attachments.iter().any(|item| item.name == attach::NVRAM);
+    let old_nvram = attach::nvram_path(&xml).filter(|_| has_nvram);
+    let plan = plan(env, &point, old_nvram.as_deref(), options).await?;
+    Ok(Prepared { point, attachments, xml, plan })
+}
+
+/// Decides and does nothing.
+pub(super) async fn preview(
+    env: &Env,
+    repo: &Repository,
+    point: PointId,
+    options: &RestoreVmOptions,
+) -> Result<PlannedVm> {
+    let Prepared { point, plan, .. } = prepare(env, repo, point, options).await?;
+    let disk = |disk: super::plan::DiskPlan| PlannedDisk { record: disk.record, path: disk.path, format: disk.format };
+    let is_new = plan.copy && !plan.replaces;
+    Ok(PlannedVm {
+        point,
+        uuid: (!is_new).then_some(plan.uuid),
+        name: plan.name,
+        replaces: plan.replaces,
+        disks: plan.disks.into_iter().map(disk).collect(),
+    })
+}
 
 /// Restores a VM.
 pub(super) async fn run(
@@ -27,12 +64,7 @@ pub(super) async fn run(
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<RestoredVm> {
-    let point = load_point(repo, point).await?;
-    let attachments = load_attachments(repo, &point).await?;
-    let xml = definition(&point, &attachments)?;
-    let has_nvram = attachments.iter().any(|item| item.name == attach::NVRAM);
-    let old_nvram = attach::nvram_path(&xml).filter(|_| has_nvram);
-    let plan = plan(env, &point, old_nvram.as_deref(), options).await?;
+    let Prepared { point, attachments, xml, plan } = prepare(env, repo, point, options).await?;
     let _lock = VmLock::take(&env.dirs.runtime, plan.uuid, &plan.name, "restore")?;
 
     observer.event(&plan.name, Event::Phase(Phase::Copying));

@@ -24,7 +24,7 @@ pub(super) struct Rewrite<'a> {
     pub disks: &'a [PlacedDisk],
     pub nvram: Option<String>,
     /// Whether a file that the definition mentions exists on this host.
-    pub exists: &'a dyn Fn(&str) -> bool,
+    pub exists: &'a (dyn Fn(&str) -> bool + Sync),
 }
 
 /// The new definition and what the operator should know about it.

@@ -1,0 +1,549 @@
+//! The list of routes. The server, the OpenAPI document and their tests all follow it.
+
+use crate::{Role, openapi::Shape, types::*};
+
+/// An HTTP method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Method {
+    /// Read.
+    Get,
+    /// Make or start.
+    Post,
+    /// Set.
+    Put,
+    /// Remove.
+    Delete,
+}
+
+impl Method {
+    /// As it is sent.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Method::Get => "GET",
+            Method::Post => "POST",
+            Method::Put => "PUT",
+            Method::Delete => "DELETE",
+        }
+    }
+}
+
+/// Who may use a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everybody who reaches the daemon.
+    Anybody,
+    /// Whoever has at least this role.
+    Role(Role),
+}
+
+/// A parameter in the query.
+#[derive(Clone, Copy, Debug)]
+pub struct Param {
+    /// Name.
+    pub name: &'static str,
+    /// `string`, `integer`, `boolean`.
+    pub kind: &'static str,
+    /// What it does.
+    pub help: &'static str,
+}
+
+/// What is sent or answered.
+#[derive(Clone, Copy, Debug)]
+pub enum Body {
+    /// Nothing.
+    None,
+    /// One of these, as JSON.
+    One(Shape),
+    /// A page of these.
+    Page(Shape),
+    /// A plain list of these.
+    List(Shape),
+    /// Either of the two.
+    Either(Shape, Shape),
+    /// Text of this media type.
+    Text(&'static str),
+}
+
+/// A route.
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    /// Method.
+    pub method: Method,
+    /// Path, with parameters in braces.
+    pub path: &'static str,
+    /// Unique name: that of the function in a generated client.
+    pub name: &'static str,
+    /// Heading that it is under.
+    pub tag: &'static str,
+    /// One line.
+    pub summary: &'static str,
+    /// More.
+    pub help: &'static str,
+    /// Who may use it.
+    pub access: Access,
+    /// Parameters of the query.
+    pub query: &'static [Param],
+    /// What is sent.
+    pub request: Body,
+    /// Status if it went well.
+    pub status: u16,
+    /// What is answered.
+    pub response: Body,
+}
+
+const fn text(name: &'static str, help: &'static str) -> Param {
+    Param { name, kind: "string", help }
+}
+
+const LIMIT: Param = Param { name: "limit", kind: "integer", help: "Items per page, 1 to 1000; default 100." };
+const CURSOR: Param = text("cursor", "The `next` of the page before.");
+const REPOSITORY: Param = text("repository", "Name of a repository; default: all of them, or `default` for one point.");
+
+const PAGE: &[Param] = &[LIMIT, CURSOR];
+const VMS: &[Param] = &[
+    text("name", "Only names that contain this; with `*` or `?`, only names that match it whole."),
+    text("tag", "Only VMs with this tag."),
+    text("host", "Only VMs of this host."),
+    text("state", "Only VMs in this state: running, paused, shut-off, crashed, other."),
+    text("protection", "Only VMs so protected: protected, overdue, pending, unprotected, unknown."),
+    text("policy", "Only VMs that this policy selects."),
+    text(
+        "sort",
+        "name (default), host, state, protection, size, last-point, next-run; with - before it from the other end.",
+    ),
+    LIMIT,
+    CURSOR,
+];
+const POINTS: &[Param] = &[REPOSITORY, LIMIT, CURSOR];
+const JOBS: &[Param] = &[
+    text("state", "Only jobs in this state; several with commas between them."),
+    text("kind", "Only jobs of this kind: backup, restore, verify, copy, prune."),
+    text("vm", "Only jobs about this VM, by name or UUID."),
+    text("policy", "Only jobs of this policy."),
+    text("repository", "Only jobs that use this repository."),
+    LIMIT,
+    CURSOR,
+];
+const EVENTS: &[Param] = &[
+    text("severity", "Only events that matter at least so much: info, warning, error."),
+    text("kind", "Only events of this kind."),
+    text("vm", "Only events about this VM, by UUID."),
+    text("job", "Only events about this job."),
+    LIMIT,
+    CURSOR,
+];
+const AUDIT: &[Param] =
+    &[text("who", "Only what this one did."), text("action", "Only this action, such as policy.put."), LIMIT, CURSOR];
+const LOG: &[Param] = &[
+    Param { name: "after", kind: "integer", help: "Only entries with a greater `seq`." },
+    Param { name: "limit", kind: "integer", help: "Most entries, 1 to 1000; default 1000." },
+];
+const STREAM: &[Param] = &[text(
+    "topics",
+    "What to send, with commas: jobs, inventory, events, policies, repositories; default: all of them.",
+)];
+
+const ANYBODY: Access = Access::Anybody;
+const VIEWER: Access = Access::Role(Role::Viewer);
+const OPERATOR: Access = Access::Role(Role::Operator);
+const ADMIN: Access = Access::Role(Role::Admin);
+
+/// What most routes have in common.
+const GET: Route = Route {
+    method: Method::Get,
+    path: "",
+    name: "",
+    tag: "",
+    summary: "",
+    help: "",
+    access: VIEWER,
+    query: &[],
+    request: Body::None,
+    status: 200,
+    response: Body::None,
+};
+const POST: Route = Route { method: Method::Post, ..GET };
+
+/// Every route.
+pub const ROUTES: &[Route] = &[
+    Route {
+        path: "/healthz",
+        name: "health",
+        tag: "system",
+        summary: "Whether the daemon lives",
+        help: "Answers as long as the daemon is not stuck. Says nothing about what it depends on.",
+        access: ANYBODY,
+        response: Body::Text("text/plain"),
+        ..GET
+    },
+    Route {
+        path: "/readyz",
+        name: "ready",
+        tag: "system",
+        summary: "Whether the daemon can do its work",
+        help: "503 with one line per trouble while the state store does not answer or the daemon starts or stops. A \
+               hypervisor or repository that is away is no such trouble: the daemon is there to tell of it.",
+        access: ANYBODY,
+        response: Body::Text("text/plain"),
+        ..GET
+    },
+    Route {
+        path: "/metrics",
+        name: "metrics",
+        tag: "system",
+        summary: "Metrics for Prometheus",
+        help: "Text format 0.0.4.",
+        response: Body::Text("text/plain"),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/openapi.json",
+        name: "openapi",
+        tag: "system",
+        summary: "This document",
+        access: ANYBODY,
+        response: Body::Text("application/json"),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/version",
+        name: "version",
+        tag: "system",
+        summary: "What answers",
+        response: Body::One(Shape::of::<Version>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/overview",
+        name: "overview",
+        tag: "system",
+        summary: "Everything at a glance",
+        response: Body::One(Shape::of::<Overview>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/settings",
+        name: "settings",
+        tag: "system",
+        summary: "What the daemon was told, without secrets",
+        response: Body::One(Shape::of::<Settings>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/stream",
+        name: "stream",
+        tag: "system",
+        summary: "Changes as they happen",
+        help: "Server-sent events, each with JSON in `data`: `job` (Job: began, ended, or its state changed), `progress` \
+               ({\"id\", \"progress\": Progress}, at most once a second per job), `vm` (Vm), `vm-removed` ({\"uuid\"}), \
+               `host` (Host), `event` (Event), `policy` ({\"name\", \"revision\"}; revision null: deleted), `repository` \
+               (Repository), and `reset` (StreamReset): changes may have been missed, read again what is shown. Send \
+               `Last-Event-ID` to go on where the connection broke; browsers do so by themselves. A comment comes every \
+               15 seconds.",
+        query: STREAM,
+        response: Body::Text("text/event-stream"),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/hosts",
+        name: "hosts",
+        tag: "inventory",
+        summary: "Hosts",
+        query: PAGE,
+        response: Body::Page(Shape::of::<Host>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/hosts/{host}",
+        name: "host",
+        tag: "inventory",
+        summary: "One host",
+        response: Body::One(Shape::of::<Host>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/vms",
+        name: "vms",
+        tag: "inventory",
+        summary: "Virtual machines",
+        query: VMS,
+        response: Body::Page(Shape::of::<Vm>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/vms/{vm}",
+        name: "vm",
+        tag: "inventory",
+        summary: "One virtual machine, by name or UUID",
+        response: Body::One(Shape::of::<VmDetail>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/vms/{vm}/points",
+        name: "vm-points",
+        tag: "inventory",
+        summary: "Restore points of a VM, newest first",
+        help: "Also those of a VM that no longer exists.",
+        query: POINTS,
+        response: Body::Page(Shape::of::<Point>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/vms/{vm}/explain",
+        name: "vm-explain",
+        tag: "inventory",
+        summary: "Why a VM is, or is not, backed up",
+        response: Body::One(Shape::of::<Explanation>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/points",
+        name: "points",
+        tag: "inventory",
+        summary: "Restore points of all VMs, newest first",
+        query: POINTS,
+        response: Body::Page(Shape::of::<Point>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/points/{point}",
+        name: "point",
+        tag: "inventory",
+        summary: "One restore point, by its id",
+        query: &[REPOSITORY],
+        response: Body::One(Shape::of::<Point>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/repositories",
+        name: "repositories",
+        tag: "repositories",
+        summary: "Repositories",
+        response: Body::List(Shape::of::<Repository>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/repositories/{repository}",
+        name: "repository",
+        tag: "repositories",
+        summary: "One repository",
+        response: Body::One(Shape::of::<Repository>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/policies",
+        name: "policies",
+        tag: "policies",
+        summary: "Policies, by name",
+        response: Body::List(Shape::of::<Policy>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/policies/{policy}",
+        name: "policy",
+        tag: "policies",
+        summary: "One policy",
+        response: Body::One(Shape::of::<Policy>()),
+        ..GET
+    },
+    Route {
+        method: Method::Put,
+        path: "/api/v1/policies/{policy}",
+        name: "policy-put",
+        tag: "policies",
+        summary: "Apply a policy",
+        help: "Makes it or replaces it. With `If-Match: REVISION` (0: there is none yet) it is refused with 412 if it was \
+               changed since it was read. What is not valid is refused with 422 and every mistake in `errors`.",
+        access: ADMIN,
+        request: Body::One(Shape::of::<PolicyDocument>()),
+        response: Body::One(Shape::of::<Policy>()),
+        ..GET
+    },
+    Route {
+        method: Method::Delete,
+        path: "/api/v1/policies/{policy}",
+        name: "policy-delete",
+        tag: "policies",
+        summary: "Delete a policy",
+        help: "Its restore points stay, and no rule removes them any more.",
+        access: ADMIN,
+        status: 204,
+        ..GET
+    },
+    Route {
+        path: "/api/v1/policies/validate",
+        name: "policy-validate",
+        tag: "policies",
+        summary: "What is wrong with a policy, and what it would do",
+        help: "Changes nothing. Answers 200 also for a policy that is not valid.",
+        request: Body::One(Shape::of::<PolicyDocument>()),
+        response: Body::One(Shape::of::<PolicyReport>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/policies/diff",
+        name: "policy-diff",
+        tag: "policies",
+        summary: "What applying a policy would change",
+        help: "Changes nothing.",
+        request: Body::One(Shape::of::<PolicyDocument>()),
+        response: Body::One(Shape::of::<PolicyDiff>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/jobs",
+        name: "jobs",
+        tag: "jobs",
+        summary: "Jobs, newest first",
+        query: JOBS,
+        response: Body::Page(Shape::of::<Job>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/jobs/{job}",
+        name: "job",
+        tag: "jobs",
+        summary: "One job",
+        response: Body::One(Shape::of::<Job>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/jobs/{job}/log",
+        name: "job-log",
+        tag: "jobs",
+        summary: "What a job did, oldest first",
+        query: LOG,
+        response: Body::List(Shape::of::<JobLogEntry>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/jobs/backup",
+        name: "job-backup",
+        tag: "jobs",
+        summary: "Back up a VM now",
+        access: OPERATOR,
+        request: Body::One(Shape::of::<BackupRequest>()),
+        status: 202,
+        response: Body::One(Shape::of::<Job>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/jobs/restore",
+        name: "job-restore",
+        tag: "jobs",
+        summary: "Restore a VM, or say what a restore would do",
+        help: "With `dry_run` the answer is 200 with a plan and nothing is changed; otherwise 202 with a job.",
+        access: OPERATOR,
+        request: Body::One(Shape::of::<RestoreRequest>()),
+        status: 202,
+        response: Body::Either(Shape::of::<Job>(), Shape::of::<RestorePlan>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/jobs/verify",
+        name: "job-verify",
+        tag: "jobs",
+        summary: "Check stored data",
+        access: OPERATOR,
+        request: Body::One(Shape::of::<VerifyRequest>()),
+        status: 202,
+        response: Body::One(Shape::of::<Job>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/jobs/{job}/cancel",
+        name: "job-cancel",
+        tag: "jobs",
+        summary: "Cancel a job",
+        help: "Answers at once; the job ends when it has cleaned up. 409 if it has ended already.",
+        access: OPERATOR,
+        status: 202,
+        response: Body::One(Shape::of::<Job>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/events",
+        name: "events",
+        tag: "events",
+        summary: "What happened, newest first",
+        query: EVENTS,
+        response: Body::Page(Shape::of::<Event>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/audit",
+        name: "audit",
+        tag: "events",
+        summary: "Who changed what, newest first",
+        access: ADMIN,
+        query: AUDIT,
+        response: Body::Page(Shape::of::<AuditEntry>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/session",
+        name: "login",
+        tag: "access",
+        summary: "Log in from a browser",
+        help: "Sets the cookie `virtward_session` (HttpOnly, Secure, SameSite=Strict). Changes then need the header \
+               `X-CSRF-Token` with the token from the answer. Limited: 429 after ten failures in a minute from one \
+               address.",
+        access: ANYBODY,
+        request: Body::One(Shape::of::<Login>()),
+        response: Body::One(Shape::of::<Session>()),
+        ..POST
+    },
+    Route {
+        method: Method::Delete,
+        path: "/api/v1/session",
+        name: "logout",
+        tag: "access",
+        summary: "Log out",
+        status: 204,
+        ..GET
+    },
+    Route {
+        path: "/api/v1/whoami",
+        name: "whoami",
+        tag: "access",
+        summary: "Who asks",
+        response: Body::One(Shape::of::<Principal>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/tokens",
+        name: "tokens",
+        tag: "access",
+        summary: "Tokens, without their secrets",
+        access: ADMIN,
+        response: Body::List(Shape::of::<Token>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/tokens",
+        name: "token-create",
+        tag: "access",
+        summary: "Make a token",
+        access: ADMIN,
+        request: Body::One(Shape::of::<NewToken>()),
+        status: 201,
+        response: Body::One(Shape::of::<TokenCreated>()),
+        ..POST
+    },
+    Route {
+        method: Method::Delete,
+        path: "/api/v1/tokens/{token}",
+        name: "token-revoke",
+        tag: "access",
+        summary: "Revoke a token, by id or name",
+        help: "It and the sessions that began with it end at once.",
+        access: ADMIN,
+        status: 204,
+        ..GET
+    },
+];
+
+/// A route by its name.
+pub fn find(name: &str) -> Option<&'static Route> {
+    ROUTES.iter().find(|route| route.name == name)
+}

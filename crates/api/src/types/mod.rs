@@ -1,0 +1,30 @@
+//! Everything that is sent and received, one file per noun.
+
+mod access;
+mod event;
+mod inventory;
+mod job;
+mod point;
+mod policy;
+mod repository;
+mod system;
+
+pub use self::{
+    access::{Login, NewToken, Principal, PrincipalKind, Role, Session, Token, TokenCreated},
+    event::{AuditEntry, Event, Severity},
+    inventory::{
+        Guest, Host, HostState, LastFailure, LastGood, Network, PowerState, Protection, ProtectionState, Storage,
+        Usage, Vm, VmDetail, VmDisk,
+    },
+    job::{
+        BackupRequest, Job, JobError, JobKind, JobLogEntry, JobResult, JobState, JobVm, LogLevel, Origin, PlannedDisk,
+        Progress, Quiesce, RestorePlan, RestoreRequest, RestoredDisk, VerifyDepth, VerifyRequest,
+    },
+    point::{Point, PointDisk, PointQuiesce},
+    policy::{
+        Change, Explanation, Finding, FindingSeverity, Policy, PolicyDiff, PolicyDocument, PolicyReport, PolicyVerdict,
+        UpcomingRun, VmRef,
+    },
+    repository::{Maintenance, Repository, RepositoryState, RepositoryUsage, UsageSample},
+    system::{Capacity, Counts, HostCounts, JobCounts, Overview, ProtectionCounts, Settings, StreamReset, Version},
+};

@@ -1,0 +1,142 @@
+//! `virtward serve`: the daemon of this host.
+
+use std::{env, path::PathBuf, sync::Arc, time::Duration};
+
+use virtward_engine::{BackupOptions, Hooks};
+use virtward_server::{
+    Listening, Reload,
+    config::{Config, DEFAULT_REPOSITORY, RepositoryConfig, SecretFile},
+    wire_up::Wiring,
+};
+
+use crate::{
+    app::App,
+    cli::Global,
+    config::{self, SecretSource, Settings},
+    connect,
+    exit::{Failure, Kind},
+    out,
+};
+
+/// Arguments of `serve`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Keeps an inventory of the VMs of this host, backs them up as policies say, and
+answers the API on a Unix socket that only root may use. HTTPS is off until
+listen in [server] of the configuration names an address, for example
+  [server]
+  listen = \"0.0.0.0:8460\"
+
+Everything else comes from the same configuration as that of the other commands.
+SIGHUP reads it again; SIGTERM stops running jobs, records them, and ends. A
+daemon that was killed finds its jobs interrupted when it starts and runs those
+of policies again. Logs go to standard error; VIRTWARD_LOG=debug says more.
+
+Examples:
+  virtward serve
+  virtward serve --config /etc/virtward/config.toml
+  systemctl reload virtward")]
+pub struct Args {}
+
+/// Runs it until it is told to stop.
+pub async fn run(app: &App, global: &Global) -> Result<(), Failure> {
+    let config = configuration(&app.settings, connect::thaw_guard())?;
+    let wiring = {
+        let config = config.clone();
+        connect::blocking(move || Ok(Wiring::production(&config)?)).await?
+    };
+    let (flags, settings) = (global.clone(), app.settings.clone());
+    let guard = connect::thaw_guard();
+    let reload: Reload = Arc::new(move || {
+        let next = config::load(&flags, &|name| env::var_os(name)).map_err(|failure| failure.message)?;
+        configuration(&next, guard.clone()).map_err(|failure| failure.message)
+    });
+    let (sender, ready) = tokio::sync::oneshot::channel::<Listening>();
+    let socket = config.socket.clone();
+    tokio::spawn(async move {
+        let Ok(listening) = ready.await else { return };
+        out::note(&format!("virtward answers on {}", socket.display()));
+        match (listening.https, listening.certificate_sha256) {
+            (Some(address), Some(fingerprint)) => {
+                out::note(&format!("virtward answers on https://{address}, certificate SHA-256 {fingerprint}"));
+                out::note("make a token to log in with: virtward token create NAME --role admin");
+            }
+            _ => out::note(&format!(
+                "HTTPS is off; to switch it on, put listen = \"0.0.0.0:8460\" into [server] of {}",
+                settings.file.display()
+            )),
+        }
+    });
+    virtward_server::run(config, wiring, reload, app.cancel.clone(), sender).await?;
+    Ok(())
+}
+
+fn configuration(settings: &Settings, thaw_guard: Vec<String>) -> Result<Config, Failure> {
+    let server = &settings.server;
+    let tls = match (&server.tls_cert, &server.tls_key) {
+        (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
+        (None, None) => None,
+        _ => {
+            return Err(Failure::new(Kind::Usage, "[server] names one of tls-cert and tls-key")
+                .hint("name both, or neither to have a certificate made"));
+        }
+    };
+    let mut repositories = vec![RepositoryConfig {
+        name: DEFAULT_REPOSITORY.into(),
+        location: settings.repo.clone(),
+        store: settings.store.clone(),
+        secret: main_secret(&settings.secret),
+    }];
+    for (name, other) in &settings.repositories {
+        if name == DEFAULT_REPOSITORY || other.location.is_empty() {
+            return Err(Failure::new(Kind::Usage, format!("[repositories.{name}] cannot be used"))
+                .hint("give it a location; the name default is that of the main repository, see repo"));
+        }
+        let secret = match (&other.password_file, &other.key_file) {
+            (Some(path), None) => SecretFile::Password(path.clone()),
+            (None, Some(path)) => SecretFile::Key(path.clone()),
+            (None, None) => main_secret(&settings.secret),
+            (Some(_), Some(_)) => {
+                let message = format!("[repositories.{name}] names both a password file and a key file");
+                return Err(Failure::new(Kind::Usage, message).hint("name the one that opens it"));
+            }
+        };
+        let (location, store) = (other.location.clone(), settings.store.clone());
+        repositories.push(RepositoryConfig { name: name.clone(), location, store, secret });
+    }
+    Ok(Config {
+        config_file: settings.file.exists().then(|| settings.file.clone()),
+        socket: settings.socket(),
+        state_dir: server.state_dir.clone().unwrap_or_else(|| PathBuf::from("/var/lib/virtward")),
+        listen: server.listen,
+        tls,
+        connect: settings.connect.clone(),
+        dirs: connect::dirs(settings),
+        thaw_guard: Some(thaw_guard),
+        repositories,
+        backup: backup(settings),
+        jobs_max: server.jobs_max.unwrap_or(2).max(1),
+        reconcile: Duration::from_secs(server.reconcile_s.unwrap_or(60).max(1)),
+        stop_timeout: Duration::from_secs(server.stop_timeout_s.unwrap_or(60)),
+    })
+}
+
+fn main_secret(source: &SecretSource) -> SecretFile {
+    match source {
+        SecretSource::PasswordFile(path) => SecretFile::Password(path.clone()),
+        SecretSource::KeyFile(path) | SecretSource::Default(path) => SecretFile::Key(path.clone()),
+    }
+}
+
+fn backup(settings: &Settings) -> BackupOptions {
+    let (defaults, base) = (&settings.backup, BackupOptions::default());
+    BackupOptions {
+        quiesce: defaults.quiesce.unwrap_or_default(),
+        hooks: Hooks { pre_freeze: defaults.pre_freeze.clone(), post_thaw: defaults.post_thaw.clone(), timeout: None },
+        bandwidth: defaults.bandwidth,
+        compression: defaults.compression.unwrap_or_default(),
+        scratch_reserve: defaults.scratch_reserve.unwrap_or(base.scratch_reserve),
+        agent_timeout: defaults.agent_timeout_s.map_or(base.agent_timeout, Duration::from_secs),
+        ..base
+    }
+}

@@ -1,0 +1,62 @@
+//! What the daemon is told. Made by the command line from the same configuration file that all commands read.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use virtward_engine::{BackupOptions, Dirs};
+use virtward_repo::store::StoreOptions;
+
+/// Name of the repository that `repo` names in the configuration.
+pub const DEFAULT_REPOSITORY: &str = "default";
+
+/// Everything that the daemon is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file that it was read from, for people.
+    pub config_file: Option<PathBuf>,
+    /// Unix socket.
+    pub socket: PathBuf,
+    /// Directory of the state, logs and certificate.
+    pub state_dir: PathBuf,
+    /// Address of the HTTPS listener; none: off.
+    pub listen: Option<SocketAddr>,
+    /// Certificate and key of the listener; none: made by itself.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// libvirt URI.
+    pub connect: String,
+    /// Directories of jobs.
+    pub dirs: Dirs,
+    /// See [`virtward_engine::Env::thaw_guard`].
+    pub thaw_guard: Option<Vec<String>>,
+    /// Repositories; the first is the default one.
+    pub repositories: Vec<RepositoryConfig>,
+    /// Backups, where neither request nor policy say otherwise.
+    pub backup: BackupOptions,
+    /// Most jobs at a time.
+    pub jobs_max: u32,
+    /// Between two complete looks at the hypervisor.
+    pub reconcile: Duration,
+    /// How long running jobs may take to clean up when the daemon stops.
+    pub stop_timeout: Duration,
+}
+
+/// A repository.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RepositoryConfig {
+    /// Its name in policies and requests.
+    pub name: String,
+    /// Directory or URL.
+    pub location: String,
+    /// How it is reached.
+    pub store: StoreOptions,
+    /// What opens it.
+    pub secret: SecretFile,
+}
+
+/// Where the secret of a repository is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretFile {
+    /// The first line is the password.
+    Password(PathBuf),
+    /// The whole file is the key.
+    Key(PathBuf),
+}

@@ -1,0 +1,137 @@
+//! Restore points, repositories, events, the audit log.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use serde::Deserialize;
+use uuid::Uuid;
+use virtward_api::{Code, Page, Point, Problem, Severity};
+use virtward_model::{PointId, RestorePoint};
+
+use super::{
+    answer::{Answer, ok},
+    params::{self, Name, Params},
+};
+use crate::{daemon::Daemon, failures::Result, repositories::Entry, views};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PointParams {
+    repository: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+/// Restore points that pass, newest first.
+pub fn page_of_points(
+    daemon: &Daemon,
+    query: &PointParams,
+    passes: impl Fn(&RestorePoint) -> bool,
+) -> Result<Page<Point>> {
+    let limit = params::limit(query.limit)?;
+    let entries: Vec<Arc<Entry>> = match &query.repository {
+        Some(name) => vec![daemon.repositories.find(Some(name))?],
+        None => daemon.repositories.all(),
+    };
+    let views: Vec<_> = entries.iter().map(|entry| (entry.config.name.as_str(), entry.view())).collect();
+    let mut items = Vec::new();
+    for (name, view) in &views {
+        for point in view.points.values().flatten().filter(|point| passes(point)) {
+            // Counted down from the end of time, so that the newest come first.
+            let place = format!("{:020}{}{name}", i64::MAX - point.taken.as_millisecond(), point.id);
+            items.push((place, (point, *name, view)));
+        }
+    }
+    items.sort_by(|a, b| a.0.cmp(&b.0));
+    let page = params::page(items, query.cursor.as_deref(), limit)?;
+    let shown = page.items.into_iter().map(|(point, name, view)| views::point(point, name, view.holds.get(&point.id)));
+    Ok(Page { items: shown.collect(), next: page.next, total: page.total })
+}
+
+pub async fn points(State(daemon): State<Arc<Daemon>>, Params(query): Params<PointParams>) -> Answer {
+    ok(&page_of_points(&daemon, &query, |_| true)?)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepositoryParam {
+    repository: Option<String>,
+}
+
+pub async fn point(
+    State(daemon): State<Arc<Daemon>>,
+    Name(id): Name,
+    Params(query): Params<RepositoryParam>,
+) -> Answer {
+    let id: PointId = id.parse().map_err(|error| Problem::new(Code::NotFound, format!("{error}")))?;
+    let entries = match &query.repository {
+        Some(name) => vec![daemon.repositories.find(Some(name))?],
+        None => daemon.repositories.all(),
+    };
+    for entry in &entries {
+        let view = entry.view();
+        if let Some(point) = view.points.values().flatten().find(|point| point.id == id) {
+            return ok(&views::point(point, &entry.config.name, view.holds.get(&id)));
+        }
+    }
+    Err(Problem::new(Code::NotFound, format!("there is no restore point {id}")).into())
+}
+
+pub async fn repositories(State(daemon): State<Arc<Daemon>>) -> Answer {
+    let all: Vec<_> = daemon.repositories.all().iter().map(|entry| views::repository(&daemon, entry)).collect();
+    ok(&all)
+}
+
+pub async fn repository(State(daemon): State<Arc<Daemon>>, Name(name): Name) -> Answer {
+    let entry = daemon.repositories.find(Some(&name))?;
+    ok(&views::repository(&daemon, &entry))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventParams {
+    severity: Option<String>,
+    kind: Option<String>,
+    vm: Option<Uuid>,
+    job: Option<Uuid>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+pub async fn events(State(daemon): State<Arc<Daemon>>, Params(query): Params<EventParams>) -> Answer {
+    let limit = params::limit(query.limit)?;
+    let severity = query.severity.as_deref().map(|text| params::word::<Severity>("severity", text)).transpose()?;
+    let before = query.cursor.as_deref().map(params::place).transpose()?;
+    let (items, more) = daemon.events.page(limit, |event| {
+        before.as_ref().is_none_or(|before| event.id < *before)
+            && severity.is_none_or(|severity| event.severity >= severity)
+            && query.kind.as_ref().is_none_or(|kind| event.kind == *kind)
+            && query.vm.is_none_or(|vm| event.vm == Some(vm))
+            && query.job.is_none_or(|job| event.job == Some(job))
+    });
+    let next = items.last().filter(|_| more).map(|event| params::cursor(&event.id));
+    ok(&Page { items, next, total: None })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditParams {
+    who: Option<String>,
+    action: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+pub async fn audit(State(daemon): State<Arc<Daemon>>, Params(query): Params<AuditParams>) -> Answer {
+    let limit = params::limit(query.limit)?;
+    let wrong = || params::bad("cursor", "this is not a cursor of this list");
+    let before = query.cursor.as_deref().map(params::place).transpose()?;
+    let before = before.map(|place| place.parse::<u64>().map_err(|_| wrong())).transpose()?;
+    let (items, more) = daemon.audit.page(limit, |entry| {
+        before.is_none_or(|before| entry.id < before)
+            && query.who.as_ref().is_none_or(|who| entry.who == *who)
+            && query.action.as_ref().is_none_or(|action| entry.action == *action)
+    });
+    let next = items.last().filter(|_| more).map(|entry| params::cursor(&entry.id.to_string()));
+    ok(&Page { items, next, total: None })
+}

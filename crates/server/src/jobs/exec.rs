@@ -1,0 +1,217 @@
+//! How each kind of job is done: from the record to a call of the engine or the repository, and what came of it.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use jiff::{Timestamp, tz::TimeZone};
+use virtward_api::{BackupRequest, Code, JobResult, Problem, Quiesce, RestoredDisk, VerifyDepth, VmRef};
+use virtward_decide::retention::{self, Protection};
+use virtward_engine::{BackupMode, BackupOptions, Cancel, Hooks, RestoreVmOptions, backup_vm, restore_vm};
+use virtward_model::{Bytes, PointId, QuiesceRequest, RestorePoint, Retention};
+use virtward_repo::{Error as RepoError, VerifyMode, VerifyOptions, WriterOptions};
+
+use super::{
+    observer::Watch,
+    record::{Record, Work},
+};
+use crate::{
+    daemon::Daemon,
+    failures::{self, Result, blocking},
+};
+
+/// Does a job.
+pub async fn run(daemon: &Daemon, record: &Record, watch: Arc<Watch>, cancel: &Cancel) -> Result<JobResult> {
+    match &record.work {
+        Work::Backup { .. } => backup(daemon, record, &watch, cancel).await,
+        Work::Restore { request, point } => {
+            let options = restore_options(request);
+            let repository = daemon.repositories.find(Some(&record.job.repository))?.open().await?;
+            let env = daemon.env()?;
+            let made = restore_vm(&env, &repository, *point, &options, &*watch, cancel).await;
+            let made = made.map_err(|error| failures::engine(&error))?;
+            daemon.inventory.look_again();
+            Ok(JobResult {
+                point: Some(made.point.to_string()),
+                stored_bytes: Some(made.disks.iter().map(|disk| disk.written_bytes).sum()),
+                vm: Some(VmRef { uuid: made.uuid, name: made.vm }),
+                is_started: Some(made.started),
+                disks: made
+                    .disks
+                    .into_iter()
+                    .map(|disk| RestoredDisk { target: disk.target, path: disk.path, size_bytes: disk.size_bytes })
+                    .collect(),
+                ..JobResult::default()
+            })
+        }
+        Work::Verify { request, points } => {
+            let mode = match request.mode {
+                VerifyDepth::Ciphertext => VerifyMode::Ciphertext,
+                VerifyDepth::Full => VerifyMode::Full,
+            };
+            let points = (!points.is_empty()).then(|| points.clone());
+            verify(daemon, record, VerifyOptions { mode, percent: request.percent, points, threads: 0 }, watch).await
+        }
+        Work::Copy { to } => copy(daemon, record, to, watch).await,
+        Work::Prune { retention } => prune(daemon, record, retention, cancel).await,
+    }
+}
+
+/// Options of a restore.
+pub fn restore_options(request: &virtward_api::RestoreRequest) -> RestoreVmOptions {
+    RestoreVmOptions {
+        name: request.name.clone(),
+        start: request.start,
+        overwrite: request.overwrite,
+        disk_dir: request.disk_dir.as_ref().map(PathBuf::from),
+        threads: 0,
+    }
+}
+
+async fn backup(daemon: &Daemon, record: &Record, watch: &Watch, cancel: &Cancel) -> Result<JobResult> {
+    let Work::Backup { request, hooks, timeout } = &record.work else {
+        return Err(Problem::new(Code::Internal, "not a backup"));
+    };
+    let vm = record.job.vm.as_ref().map(|vm| vm.uuid.to_string()).unwrap_or_else(|| request.vm.clone());
+    let mut options = options(request, &daemon.config().backup);
+    if hooks != &virtward_model::policy::Hooks::default() {
+        options.hooks = Hooks {
+            pre_freeze: hooks.pre_freeze.clone(),
+            post_thaw: hooks.post_thaw.clone(),
+            timeout: hooks.timeout.map(|limit| Duration::from_secs(limit.0)),
+        };
+    }
+    let entry = daemon.repositories.find(Some(&record.job.repository))?;
+    let repository = entry.open().await?;
+    let env = daemon.env()?;
+    let run = backup_vm(&env, &repository, &vm, &options, watch, cancel);
+    tokio::pin!(run);
+    let mut timed_out = false;
+    let outcome = match timeout {
+        None => run.await,
+        Some(limit) => {
+            tokio::select! {
+                outcome = &mut run => outcome,
+                () = tokio::time::sleep(Duration::from_secs(limit.0)) => {
+                    timed_out = true;
+                    cancel.cancel();
+                    // It cleans up before it ends.
+                    (&mut run).await
+                }
+            }
+        }
+    };
+    match outcome {
+        Ok(point) => Ok(of_point(&point)),
+        Err(virtward_engine::Error::Cancelled) if timed_out => {
+            let limit = timeout.unwrap_or_default();
+            Err(Problem::new(Code::TimedOut, format!("the backup took longer than {limit} and was cancelled"))
+                .hint("raise timeout in the policy, or the bandwidth"))
+        }
+        Err(error) => Err(failures::engine(&error)),
+    }
+}
+
+fn of_point(point: &RestorePoint) -> JobResult {
+    let kind = serde_json::to_value(point.kind).ok();
+    JobResult {
+        point: Some(point.id.to_string()),
+        kind: kind.as_ref().and_then(|kind| kind.as_str()).map(str::to_owned),
+        read_bytes: Some(point.disks.iter().map(|disk| disk.read_bytes).sum()),
+        stored_bytes: Some(point.disks.iter().map(|disk| disk.stored_bytes).sum()),
+        ..JobResult::default()
+    }
+}
+
+fn options(request: &BackupRequest, defaults: &BackupOptions) -> BackupOptions {
+    BackupOptions {
+        mode: if request.warm { BackupMode::Warm } else { defaults.mode },
+        quiesce: match request.quiesce {
+            Some(Quiesce::Auto) => QuiesceRequest::Auto,
+            Some(Quiesce::Required) => QuiesceRequest::Required,
+            Some(Quiesce::Off) => QuiesceRequest::Off,
+            None => defaults.quiesce,
+        },
+        bandwidth: request.bandwidth_bytes_s.map(Bytes).or(defaults.bandwidth),
+        full: request.full,
+        only_disks: request.only_disks.clone(),
+        exclude_disks: request.exclude_disks.clone(),
+        tags: request.tags.clone(),
+        ..defaults.clone()
+    }
+}
+
+async fn verify(daemon: &Daemon, record: &Record, options: VerifyOptions, watch: Arc<Watch>) -> Result<JobResult> {
+    let repository = daemon.repositories.find(Some(&record.job.repository))?.open().await?;
+    let report = blocking(move || repository.verify(&options, &*watch).map_err(|error| failures::repo(&error))).await?;
+    if !report.is_ok() {
+        let (objects, points) = (report.damaged.len(), report.damaged_points.len());
+        return Err(Problem::new(Code::Damaged, format!("{objects} objects and {points} restore points are damaged"))
+            .hint("virtward backup verify --all shows what is lost; virtward repo heal may mend it from a copy"));
+    }
+    Ok(JobResult {
+        points: Some(report.points),
+        read_bytes: Some(report.bytes_read),
+        damaged: Some(0),
+        ..JobResult::default()
+    })
+}
+
+/// The restore points of the record's VM.
+async fn points_of(record: &Record, repository: &virtward_repo::Repository) -> Result<Vec<RestorePoint>> {
+    let vm = record.job.vm.as_ref().map(|vm| vm.uuid);
+    let repository = repository.clone();
+    let list = blocking(move || repository.points().map_err(|error| failures::repo(&error))).await?;
+    Ok(list.points.into_iter().filter(|point| Some(point.vm_uuid) == vm).collect())
+}
+
+async fn copy(daemon: &Daemon, record: &Record, to: &str, watch: Arc<Watch>) -> Result<JobResult> {
+    let repository = daemon.repositories.find(Some(&record.job.repository))?.open().await?;
+    let other = daemon.repositories.find(Some(to))?.open().await?;
+    let ids: Vec<PointId> = points_of(record, &repository).await?.into_iter().map(|point| point.id).collect();
+    let compression = daemon.config().backup.compression;
+    let report = blocking(move || {
+        let options = WriterOptions { compression, ..WriterOptions::default() };
+        repository.copy_points(&other, &ids, &options, &*watch, &mut |_| {}).map_err(|error| failures::repo(&error))
+    })
+    .await?;
+    if let Some((id, error)) = report.failed.first() {
+        let rest = report.failed.len();
+        return Err(Problem::new(Code::Damaged, format!("{rest} restore points were not copied; {id}: {error}"))
+            .hint("virtward backup verify shows what is damaged; virtward repo heal may mend it"));
+    }
+    Ok(JobResult {
+        points: Some(report.copied.len() as u64),
+        read_bytes: Some(report.copied.iter().map(|copied| copied.read_bytes).sum()),
+        stored_bytes: Some(report.copied.iter().map(|copied| copied.stored_bytes).sum()),
+        ..JobResult::default()
+    })
+}
+
+async fn prune(daemon: &Daemon, record: &Record, rules: &Retention, cancel: &Cancel) -> Result<JobResult> {
+    let repository = daemon.repositories.find(Some(&record.job.repository))?.open().await?;
+    let points = points_of(record, &repository).await?;
+    let holds = repository.clone();
+    let holds = blocking(move || holds.holds().map_err(|error| failures::repo(&error))).await?;
+    let held = holds.into_iter().map(|(id, hold)| (id, hold.reason.clone())).collect();
+    let protection = Protection { min_age: None, held, newest_may_go: false };
+    let going: Vec<PointId> =
+        retention::decide(points.iter(), rules, &protection, &TimeZone::system(), Timestamp::now())
+            .map_err(|error| Problem::new(Code::Conflict, error.to_string()))?
+            .iter()
+            .filter(|verdict| !verdict.is_kept())
+            .map(|verdict| verdict.point.id)
+            .collect();
+    let mut deleted = 0;
+    for id in going {
+        if cancel.is_cancelled() {
+            return Err(Problem::new(Code::Cancelled, format!("cancelled; {deleted} restore points were deleted")));
+        }
+        let repository = repository.clone();
+        match blocking(move || Ok(repository.delete_point(id))).await? {
+            Ok(()) => deleted += 1,
+            // Somebody else deleted or held it meanwhile.
+            Err(RepoError::NoPoint { .. } | RepoError::Held { .. }) => {}
+            Err(error) => return Err(failures::repo(&error)),
+        }
+    }
+    Ok(JobResult { points: Some(deleted), ..JobResult::default() })
+}

@@ -1,0 +1,168 @@
+//! A job as it is kept: what is shown of it, and what is needed to do it, also by a daemon that starts later.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use virtward_api::{BackupRequest, Job, JobKind, RestoreRequest, VerifyRequest, VmRef};
+use virtward_decide::arbiter::Operation;
+use virtward_model::{PointId, Retention, Seconds, policy::Hooks};
+
+/// A job with all that is needed to do it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// What is shown.
+    pub job: Job,
+    /// What is done.
+    pub work: Work,
+    /// The daemon that does it.
+    pub node: String,
+    /// It does not begin before.
+    #[serde(default)]
+    pub not_before: Option<Timestamp>,
+    /// Another program holds the VM since.
+    #[serde(default)]
+    pub busy_since: Option<Timestamp>,
+}
+
+/// What a job does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "work", rename_all = "kebab-case")]
+pub enum Work {
+    /// Makes a restore point.
+    Backup {
+        /// What was asked for.
+        request: BackupRequest,
+        /// Commands around the freeze.
+        #[serde(default)]
+        hooks: Hooks,
+        /// It is cancelled after so long.
+        #[serde(default)]
+        timeout: Option<Seconds>,
+    },
+    /// Makes a VM.
+    Restore {
+        /// What was asked for.
+        request: RestoreRequest,
+        /// The point that was meant.
+        point: PointId,
+    },
+    /// Checks what is stored.
+    Verify {
+        /// What was asked for.
+        request: VerifyRequest,
+        /// The points that were meant; none is all.
+        points: Vec<PointId>,
+    },
+    /// Copies restore points of a VM that the other repository does not have.
+    Copy {
+        /// Name of the other repository.
+        to: String,
+    },
+    /// Deletes restore points of a VM that no rule keeps.
+    Prune {
+        /// The rules.
+        retention: Retention,
+    },
+}
+
+impl Work {
+    /// The kind that is shown.
+    pub fn kind(&self) -> JobKind {
+        match self {
+            Work::Backup { .. } => JobKind::Backup,
+            Work::Restore { .. } => JobKind::Restore,
+            Work::Verify { .. } => JobKind::Verify,
+            Work::Copy { .. } => JobKind::Copy,
+            Work::Prune { .. } => JobKind::Prune,
+        }
+    }
+
+    /// What it does to its VM, for the arbiter; nothing if it only works on a repository.
+    pub fn operation(&self) -> Option<Operation> {
+        match self {
+            Work::Backup { .. } => Some(Operation::Backup),
+            Work::Restore { .. } => Some(Operation::Restore),
+            _ => None,
+        }
+    }
+
+    /// Doing it again after an interruption does no harm and needs nobody's consent.
+    pub fn is_repeatable(&self) -> bool {
+        !matches!(self, Work::Restore { .. })
+    }
+}
+
+/// A job to come.
+#[derive(Clone, Debug)]
+pub struct NewJob {
+    /// What it does.
+    pub work: Work,
+    /// The VM that it is about.
+    pub vm: Option<VmRef>,
+    /// The repository that it uses.
+    pub repository: String,
+    /// Why it exists.
+    pub origin: virtward_api::Origin,
+}
+
+/// A request that may be repeated.
+#[derive(Clone, Debug)]
+pub struct Idempotency {
+    /// Who and which key, hashed.
+    pub key: String,
+    /// What was asked, hashed.
+    pub request: String,
+}
+
+/// What a repeatable request made.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Made {
+    /// What was asked, hashed.
+    pub request: String,
+    /// Id of the job or token.
+    pub id: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// The last run of a policy on a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// The job.
+    pub job: Uuid,
+    /// The time of the schedule that it served.
+    pub due: Timestamp,
+    /// When it began.
+    pub started: Timestamp,
+    /// When it ended.
+    pub ended: Timestamp,
+    /// Which try.
+    pub number: u32,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum Outcome {
+    Succeeded,
+    Failed,
+    Cancelled,
+    Interrupted,
+}
+
+impl From<Attempt> for virtward_decide::schedule::Attempt {
+    fn from(attempt: Attempt) -> Self {
+        use virtward_decide::schedule::Outcome as To;
+        let Attempt { due, started, ended, number, outcome, .. } = attempt;
+        let outcome = match outcome {
+            Outcome::Succeeded => To::Succeeded,
+            Outcome::Failed => To::Failed,
+            Outcome::Cancelled => To::Cancelled,
+            Outcome::Interrupted => To::Interrupted,
+        };
+        Self { due, started, ended, number, outcome }
+    }
+}

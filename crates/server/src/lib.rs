@@ -1,0 +1,230 @@
+//! `virtward serve`: the daemon of a host. It knows what the host has, does what policies say, and answers the API.
+//!
+//! ```text
+//! inventory ─ changes ─► pump ─► events, stream        scheduler ─ starts ─► runner ─► jobs (engine)
+//!     ▲                                                    ▲                    │
+//!  libvirt                         policies, history, points ◄─────────────────┘
+//!                                         ▲
+//!                     HTTP: Unix socket, HTTPS ─► handlers ─► state store
+//! ```
+//!
+//! Every loop has one owner ([`run`]), ends with one cancellation, and is awaited. What must survive is in the state
+//! store; what can be found out again is only in memory. Not here: how backups work (engine), what is due (decide), what
+//! the API looks like (api).
+
+mod access;
+pub mod config;
+mod daemon;
+mod events;
+mod failures;
+mod http;
+mod hub;
+mod jobs;
+mod journal;
+mod kv;
+mod metrics;
+mod policies;
+mod pump;
+mod repositories;
+mod scheduler;
+mod tls;
+mod views;
+pub mod wire_up;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use sd_notify::NotifyState;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
+use virtward_api::{Code, Problem, Severity};
+use virtward_engine::{Cancel, reconcile::inventory::Inventory};
+
+use crate::{
+    config::Config,
+    daemon::{Daemon, Parts},
+    events::{Audit, Events, Note},
+    failures::Result,
+    http::listen,
+    hub::Hub,
+    kv::Kv,
+    wire_up::Wiring,
+};
+
+/// Reads the configuration again.
+pub type Reload = Arc<dyn Fn() -> std::result::Result<Config, String> + Send + Sync>;
+
+/// Where the daemon answers.
+#[derive(Clone, Debug)]
+pub struct Listening {
+    /// Address of HTTPS, with the port that it got.
+    pub https: Option<SocketAddr>,
+    /// Fingerprint of the certificate.
+    pub certificate_sha256: Option<String>,
+}
+
+/// Runs the daemon until `stop`. Tells when it answers.
+pub async fn run(
+    config: Config,
+    wiring: Wiring,
+    reload: Reload,
+    stop: Cancel,
+    ready: oneshot::Sender<Listening>,
+) -> Result<()> {
+    let daemon = Arc::new(build(config, wiring).await?);
+    let config = daemon.config();
+    let socket = listen::bind_unix(&config.socket).map_err(|error| {
+        Problem::new(Code::Busy, format!("cannot listen on {}: {error}", config.socket.display()))
+            .hint("stop the other daemon, or name another directory with runtime-dir in the configuration")
+    })?;
+    let https = match config.listen {
+        Some(address) => Some(https(&daemon, address).await?),
+        None => None,
+    };
+    let listening = Listening {
+        https: https.as_ref().and_then(|(listener, _)| listener.local_addr().ok()),
+        certificate_sha256: daemon.certificate.read().unwrap_or_else(PoisonError::into_inner).clone(),
+    };
+    jobs::runner::recover(&daemon).await;
+
+    let (work, doors) = (Cancel::default(), Cancel::default());
+    let mut loops = JoinSet::new();
+    let mut answering = JoinSet::new();
+    let (sender, changes) = mpsc::channel(256);
+    let inventory = daemon.inventory.clone();
+    let (every, last) = (config.reconcile, doors.clone());
+    answering.spawn(async move { inventory.run(every, sender, last).await });
+    answering.spawn(pump::run(daemon.clone(), changes));
+    loops.spawn(jobs::runner::run(daemon.clone(), work.clone()));
+    loops.spawn(scheduler::run(daemon.clone(), work.clone()));
+    loops.spawn(pump::housekeeping(daemon.clone(), work.clone()));
+    let router = http::router(daemon.clone());
+    let tls = https.as_ref().map(|(_, tls)| tls.clone());
+    loops.spawn(reloading(daemon.clone(), reload, tls, work.clone()));
+    loops.spawn(watchdog(work.clone()));
+    answering.spawn(listen::unix(socket, router.clone(), doors.clone()));
+    if let Some((listener, tls)) = https {
+        answering.spawn(listen::https(listener, tls, router, doors.clone()));
+    }
+    daemon.events.add(Note::new(Severity::Info, "daemon-started", "the daemon started"));
+    notify(&[NotifyState::Ready]);
+    let _ = ready.send(listening);
+
+    let failure = tokio::select! {
+        () = stop.cancelled() => None,
+        Some(ended) = loops.join_next() => Some(format!("a loop of the daemon ended early: {ended:?}")),
+        Some(ended) = answering.join_next() => Some(format!("a loop of the daemon ended early: {ended:?}")),
+    };
+    notify(&[NotifyState::Stopping]);
+    tracing::info!("stopping: running jobs are stopped and recorded");
+    daemon.stop();
+    work.cancel();
+    while loops.join_next().await.is_some() {}
+    doors.cancel();
+    while answering.join_next().await.is_some() {}
+    let _ = std::fs::remove_file(&config.socket);
+    match failure {
+        None => Ok(()),
+        Some(detail) => Err(Problem::new(Code::Internal, detail)),
+    }
+}
+
+async fn build(config: Config, wiring: Wiring) -> Result<Daemon> {
+    let now = Timestamp::now();
+    let dir = config.state_dir.clone();
+    let unusable = |error: std::io::Error| {
+        Problem::new(Code::StateUnavailable, format!("cannot use {} for the state: {error}", dir.display()))
+            .hint("run as root, or name another directory with state-dir in [server] of the configuration")
+    };
+    std::fs::create_dir_all(&dir).map_err(unusable)?;
+    let hub = Arc::new(Hub::new(format!("{:x}", now.as_microsecond())));
+    let events = Events::open(&dir, hub.clone()).map_err(unusable)?;
+    let (audit, broken) = Audit::open(&dir).map_err(unusable)?;
+    if let Some(number) = broken {
+        let text = format!("the audit log was changed or cut: entry {number} does not fit the one before it");
+        tracing::error!("{text}");
+        events.add(Note::new(Severity::Error, "audit-broken", text));
+    }
+    let inventory = Arc::new(Inventory::new(wiring.connector, now));
+    let kv = Kv::new(wiring.store);
+    tracing::info!(state = kv.location(), "state opened");
+    Daemon::new(Parts { config, kv, inventory, hub, events, audit, node: wire_up::node_name(), now }).await
+}
+
+async fn https(daemon: &Daemon, address: SocketAddr) -> Result<(TcpListener, listen::Tls)> {
+    let (tls, fingerprint) = tls::load(&daemon.config(), &wire_up::node_name())?;
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        Problem::new(Code::Busy, format!("cannot listen on {address}: {error}"))
+            .hint("choose another address with listen in [server] of the configuration")
+    })?;
+    *daemon.certificate.write().unwrap_or_else(PoisonError::into_inner) = Some(fingerprint);
+    Ok((listener, Arc::new(RwLock::new(tls))))
+}
+
+/// Takes over the configuration at SIGHUP.
+async fn reloading(daemon: Arc<Daemon>, reload: Reload, tls: Option<listen::Tls>, cancel: Cancel) {
+    let mut signals = match signal(SignalKind::hangup()) {
+        Ok(signals) => signals,
+        Err(error) => {
+            tracing::error!(%error, "SIGHUP will not be heard");
+            return cancel.cancelled().await;
+        }
+    };
+    loop {
+        tokio::select! {
+            _ = signals.recv() => {}
+            () = cancel.cancelled() => return,
+        }
+        notify(&[NotifyState::Reloading]);
+        let outcome = match reload() {
+            Ok(next) => daemon.reconfigure(next).await.map_err(|problem| problem.detail),
+            Err(error) => Err(error),
+        };
+        if let (Some(tls), Ok(())) = (&tls, &outcome) {
+            match tls::load(&daemon.config(), &wire_up::node_name()) {
+                Ok((next, fingerprint)) => {
+                    *tls.write().unwrap_or_else(PoisonError::into_inner) = next;
+                    *daemon.certificate.write().unwrap_or_else(PoisonError::into_inner) = Some(fingerprint);
+                }
+                Err(problem) => tracing::error!(%problem, "the certificate stays as it was"),
+            }
+        }
+        let note = match outcome {
+            Ok(()) => Note::new(Severity::Info, "config-reloaded", "the configuration was read again"),
+            Err(error) => Note::new(Severity::Error, "config-refused", format!("the configuration stays: {error}")),
+        };
+        tracing::info!("{}", note.message);
+        daemon.events.add(note);
+        notify(&[NotifyState::Ready]);
+    }
+}
+
+/// Tells systemd now and then that the daemon lives.
+async fn watchdog(cancel: Cancel) {
+    let mut usec = 0;
+    if !sd_notify::watchdog_enabled(false, &mut usec) || usec == 0 {
+        return cancel.cancelled().await;
+    }
+    let every = Duration::from_micros(usec / 3);
+    loop {
+        notify(&[NotifyState::Watchdog]);
+        tokio::select! {
+            () = tokio::time::sleep(every) => {}
+            () = cancel.cancelled() => return,
+        }
+    }
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(false, states) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}

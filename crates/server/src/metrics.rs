@@ -1,0 +1,172 @@
+//! Counters and gauges in Prometheus' text format 0.0.4.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use serde::Serialize;
+use virtward_api::{Job, JobState};
+
+use crate::{daemon::Daemon, views};
+
+/// What is counted since the daemon started.
+#[derive(Default)]
+pub struct Metrics {
+    ended: Mutex<BTreeMap<(String, String), u64>>,
+    requests: Mutex<BTreeMap<(&'static str, u16), u64>>,
+    read_bytes: AtomicU64,
+    stored_bytes: AtomicU64,
+    job_ms: AtomicU64,
+    cycle_us: AtomicU64,
+    cycles: AtomicU64,
+}
+
+fn word(value: impl Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+impl Metrics {
+    /// A job ended.
+    pub fn ended(&self, job: &Job) {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        *ended.entry((word(job.kind), word(job.state))).or_default() += 1;
+        if let Some(result) = &job.result {
+            self.read_bytes.fetch_add(result.read_bytes.unwrap_or(0), Relaxed);
+            self.stored_bytes.fetch_add(result.stored_bytes.unwrap_or(0), Relaxed);
+        }
+        if let (Some(started), Some(finished)) = (job.started, job.finished) {
+            let ms = finished.as_millisecond() - started.as_millisecond();
+            self.job_ms.fetch_add(u64::try_from(ms).unwrap_or(0), Relaxed);
+        }
+    }
+
+    /// A request was answered.
+    pub fn answered(&self, route: &'static str, status: u16) {
+        *self.requests.lock().unwrap_or_else(PoisonError::into_inner).entry((route, status)).or_default() += 1;
+    }
+
+    /// A plan was made.
+    pub fn cycle(&self, took: Duration) {
+        self.cycle_us.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Relaxed);
+        self.cycles.fetch_add(1, Relaxed);
+    }
+}
+
+/// Text that grows by families.
+#[derive(Default)]
+struct Text(String);
+
+impl Text {
+    fn family(&mut self, name: &str, kind: &str, help: &str, samples: &[(String, f64)]) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in samples {
+            let _ = writeln!(self.0, "{name}{labels} {value}");
+        }
+    }
+}
+
+fn label(name: &str, value: &str) -> String {
+    let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    format!("{name}=\"{value}\"")
+}
+
+fn labels(all: &[(&str, &str)]) -> String {
+    let all: Vec<String> = all.iter().map(|(name, value)| label(name, value)).collect();
+    format!("{{{}}}", all.join(","))
+}
+
+/// All metrics.
+pub fn text(daemon: &Daemon) -> String {
+    let mut text = Text::default();
+    let world = daemon.inventory.world();
+    let one = |value: f64| vec![(String::new(), value)];
+    let version = labels(&[("version", env!("CARGO_PKG_VERSION"))]);
+    text.family("virtward_info", "gauge", "What runs.", &[(version, 1.0)]);
+    text.family("virtward_start_time_seconds", "gauge", "When it started.", &one(daemon.started.as_second() as f64));
+    let state = views::host_state(world.host.state);
+    let host = &world.host.name;
+    let states = ["up", "libvirtd-down", "down", "unknown"];
+    let states =
+        states.map(|name| (labels(&[("host", host), ("state", name)]), if word(state) == name { 1.0 } else { 0.0 }));
+    text.family("virtward_host_state", "gauge", "1 for the state that a host is in.", &states);
+    let mut by_protection: BTreeMap<String, f64> = BTreeMap::new();
+    let mut newest = Vec::new();
+    let views = views::Views::new(daemon);
+    for view in world.vms.values() {
+        let vm = views.vm(view);
+        *by_protection.entry(word(vm.protection)).or_default() += 1.0;
+        if let Some(at) = vm.last_point {
+            newest.push((labels(&[("vm", &vm.name), ("uuid", &vm.uuid.to_string())]), at.as_second() as f64));
+        }
+    }
+    let protection: Vec<_> =
+        by_protection.into_iter().map(|(state, count)| (labels(&[("state", &state)]), count)).collect();
+    text.family("virtward_vms", "gauge", "VMs by protection.", &protection);
+    text.family("virtward_vm_last_point_seconds", "gauge", "When the newest restore point was taken.", &newest);
+    jobs(daemon, &mut text);
+    repositories(daemon, &mut text);
+    let requests: Vec<_> = {
+        let requests = daemon.metrics.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let sample = |((route, status), count): (&(&str, u16), &u64)| {
+            (labels(&[("route", route), ("status", &status.to_string())]), *count as f64)
+        };
+        requests.iter().map(sample).collect()
+    };
+    text.family("virtward_http_requests_total", "counter", "Requests by route and status.", &requests);
+    text.0
+}
+
+fn jobs(daemon: &Daemon, text: &mut Text) {
+    let metrics = &daemon.metrics;
+    let mut now = BTreeMap::from([("queued", 0.0), ("running", 0.0)]);
+    for record in daemon.jobs.records() {
+        match record.job.state {
+            JobState::Queued => *now.entry("queued").or_default() += 1.0,
+            JobState::Running => *now.entry("running").or_default() += 1.0,
+            _ => {}
+        }
+    }
+    let now: Vec<_> = now.into_iter().map(|(state, count)| (labels(&[("state", state)]), count)).collect();
+    text.family("virtward_jobs", "gauge", "Jobs that wait or run.", &now);
+    let ended: Vec<_> = {
+        let ended = metrics.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let sample = |((kind, state), count): (&(String, String), &u64)| {
+            (labels(&[("kind", kind), ("state", state)]), *count as f64)
+        };
+        ended.iter().map(sample).collect()
+    };
+    text.family("virtward_jobs_ended_total", "counter", "Jobs that ended since the daemon started.", &ended);
+    let one = |value: f64| vec![(String::new(), value)];
+    let read = metrics.read_bytes.load(Relaxed) as f64;
+    text.family("virtward_job_read_bytes_total", "counter", "Bytes that jobs read.", &one(read));
+    let stored = metrics.stored_bytes.load(Relaxed) as f64;
+    text.family("virtward_job_stored_bytes_total", "counter", "Bytes that jobs stored.", &one(stored));
+    let seconds = metrics.job_ms.load(Relaxed) as f64 / 1e3;
+    text.family("virtward_job_seconds_total", "counter", "Time that jobs took.", &one(seconds));
+    let cycle = metrics.cycle_us.load(Relaxed) as f64 / 1e6;
+    text.family("virtward_schedule_cycle_seconds", "gauge", "How long the last plan took.", &one(cycle));
+    let cycles = metrics.cycles.load(Relaxed) as f64;
+    text.family("virtward_schedule_cycles_total", "counter", "Plans that were made.", &one(cycles));
+}
+
+fn repositories(daemon: &Daemon, text: &mut Text) {
+    let all: Vec<_> = daemon.repositories.all().iter().map(|entry| views::repository(daemon, entry)).collect();
+    let each = |of: &dyn Fn(&virtward_api::Repository) -> Option<f64>| -> Vec<(String, f64)> {
+        all.iter().filter_map(|one| Some((labels(&[("repository", &one.name)]), of(one)?))).collect()
+    };
+    let is_ok = each(&|one| Some(if one.error.is_none() { 1.0 } else { 0.0 }));
+    text.family("virtward_repository_usable", "gauge", "1 if a repository can be used.", &is_ok);
+    text.family("virtward_repository_points", "gauge", "Restore points.", &each(&|one| Some(one.points as f64)));
+    let bytes = each(&|one| Some(one.usage.as_ref()?.bytes as f64));
+    text.family("virtward_repository_bytes", "gauge", "Bytes stored.", &bytes);
+    let free = each(&|one| Some(one.usage.as_ref()?.free_bytes? as f64));
+    text.family("virtward_repository_free_bytes", "gauge", "Bytes free in its file system.", &free);
+    let data = each(&|one| Some(one.usage.as_ref()?.data_bytes as f64));
+    text.family("virtward_repository_data_bytes", "gauge", "Bytes of data in all restore points.", &data);
+}

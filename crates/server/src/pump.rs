@@ -1,0 +1,119 @@
+//! From changes of the inventory to events and to those who follow; and what is done now and then.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::Serialize;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+use virtward_api::{Severity, VmRef};
+use virtward_engine::{
+    Cancel,
+    reconcile::inventory::{Change, HostState},
+};
+
+use crate::{daemon::Daemon, events::Note, views, views::Views};
+
+/// Changes that are handled together.
+const TOGETHER: usize = 100;
+/// Between two looks into the repositories.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Looks between two times of tidying up.
+const LOOKS_PER_TIDY: u32 = 60;
+
+#[derive(Serialize)]
+struct Removed {
+    uuid: Uuid,
+}
+
+/// Tells of changes until the inventory ends.
+pub async fn run(daemon: Arc<Daemon>, mut changes: mpsc::Receiver<Change>) {
+    let mut batch = Vec::with_capacity(TOGETHER);
+    // At the first look everything is new, which is no news.
+    let mut is_first = true;
+    while changes.recv_many(&mut batch, TOGETHER).await > 0 {
+        let world = daemon.inventory.world();
+        let views = Views::new(&daemon);
+        for change in batch.drain(..) {
+            match change {
+                Change::Host(was) => host(&daemon, &views, was),
+                Change::Removed(uuid, name) => {
+                    daemon.hub.send("inventory", "vm-removed", &Removed { uuid });
+                    vm_event(&daemon, "vm-removed", uuid, &name, "is gone");
+                }
+                Change::Added(uuid) | Change::Changed(uuid, _) => {
+                    let Some(view) = world.vms.get(&uuid) else { continue };
+                    let name = view.vm.name.clone();
+                    let is_known = daemon.vms.known(uuid).is_some();
+                    if let Err(problem) = daemon.vms.see(uuid, &name, &view.details.tags).await {
+                        tracing::warn!(vm = name, %problem, "a VM could not be remembered");
+                    }
+                    daemon.hub.send("inventory", "vm", &views.vm(view));
+                    if let Change::Changed(_, Some(was)) = change {
+                        let now = views::power(view.vm.state);
+                        let now = serde_json::to_value(now).ok();
+                        let now = now.as_ref().and_then(|now| now.as_str()).unwrap_or("other").to_owned();
+                        tracing::debug!(vm = name, ?was, now, "state changed");
+                        vm_event(&daemon, "vm-state", uuid, &name, &format!("is {now} now"));
+                    } else if matches!(change, Change::Added(_)) && !is_known && !is_first {
+                        vm_event(&daemon, "vm-added", uuid, &name, "is new");
+                    }
+                }
+            }
+        }
+        is_first &= !world.is_complete;
+        daemon.schedule.notify_one();
+    }
+}
+
+fn vm_event(daemon: &Daemon, kind: &'static str, uuid: Uuid, name: &str, what: &str) {
+    let mut note = Note::new(Severity::Info, kind, format!("{name} {what}"));
+    note.vm = Some(VmRef { uuid, name: name.to_owned() });
+    note.host = Some(daemon.host_name());
+    daemon.events.add(note);
+}
+
+fn host(daemon: &Daemon, views: &Views<'_>, was: HostState) {
+    let host = views.host();
+    daemon.hub.send("inventory", "host", &host);
+    let world = daemon.inventory.world();
+    let why = host.reason.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    let (severity, what) = match world.host.state {
+        HostState::Up => (Severity::Info, "is up".to_owned()),
+        HostState::LibvirtdDown => (Severity::Error, format!("answers, its libvirtd does not{why}")),
+        HostState::Down => (Severity::Error, format!("does not answer{why}")),
+        HostState::Unknown => (Severity::Warning, format!("cannot be reached, and why is not known{why}")),
+    };
+    tracing::info!(host = host.name, ?was, now = ?world.host.state, "host {what}");
+    let mut note = Note::new(severity, "host-state", format!("host {} {what}", host.name));
+    note.host = Some(host.name);
+    daemon.events.add(note);
+}
+
+/// Looks into repositories, measures them, forgets what is old; until cancelled.
+pub async fn housekeeping(daemon: Arc<Daemon>, cancel: Cancel) {
+    let mut looks = 0;
+    while !cancel.is_cancelled() {
+        let is_time = looks % LOOKS_PER_TIDY == 0;
+        let work = async {
+            for entry in daemon.repositories.all() {
+                daemon.refresh(&entry, is_time).await;
+            }
+            if is_time {
+                for outcome in [daemon.jobs.prune().await, daemon.access.prune().await] {
+                    if let Err(problem) = outcome {
+                        tracing::warn!(%problem, "tidying up");
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = work => {}
+            () = cancel.cancelled() => return,
+        }
+        looks += 1;
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = cancel.cancelled() => return,
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The daemon as its clients meet it: the real server on a real Unix socket and on HTTPS, over simulated hosts and real
+//! repositories and image files.
+
+mod access;
+mod common;
+mod fuzz;
+mod jobs;
+mod lists;
+mod policies;
+mod stream;
