@@ -1,10 +1,12 @@
 //! Who leads: at most one candidate whose writes succeed.
 //!
-//!     campaign ─► put own key if absent, under a lease ─┬─ succeeded ─► Leadership { epoch = revision of that put }
-//!        ▲                                              ├─ refused ───► wait until the leader's key is gone
-//!        └──────────────────────────────────────────────┴─ unknown ───► ask the same again; the key tells whose it is
+//! ```text
+//! campaign ─► put own key if absent, under a lease ─┬─ succeeded ─► Leadership { epoch = revision of that put }
+//!    ▲                                              ├─ refused ───► wait until the leader's key is gone
+//!    └──────────────────────────────────────────────┴─ unknown ───► ask the same again; the key tells whose it is
 //!
-//!     Leadership ─► keeps the lease alive ─► lost: the lease could not be kept, or the key is another's
+//! Leadership ─► keeps the lease alive ─► lost: the lease could not be kept, or the key is another's
+//! ```
 //!
 //! Two leaders may *believe* to lead at the same time: one that was suspended wakes up and has not noticed yet. What
 //! keeps them apart is the [guard](Leadership::guard), a compare to put into every transaction that a leader makes: the

@@ -1,9 +1,11 @@
 //! Who is who in a cluster: its certificate authority, the certificates of its nodes, and how a node joins.
 //!
-//!     init:  create_ca ─► authority's certificate and sealed key in the store; cluster key on the node's disk
-//!     join:  make_token ─► person ─► new node: TLS to the cluster, whose authority must have the token's fingerprint
-//!            ─► token and CSR ─► redeem_token (once) ─► issue ─► certificate, cluster key
-//!     later: at two thirds of a certificate's life: CSR over mutual TLS ─► issue
+//! ```text
+//! init:  create_ca ─► authority's certificate and sealed key in the store; cluster key on the node's disk
+//! join:  make_token ─► person ─► new node: TLS to the cluster, whose authority must have the token's fingerprint
+//!        ─► token and CSR ─► redeem_token (once) ─► issue ─► certificate, cluster key
+//! later: at two thirds of a certificate's life: CSR over mutual TLS ─► issue
+//! ```
 //!
 //! Any daemon can lead, and the leader signs, so every node must be able to get at the authority's key. It is in the
 //! store, sealed with a [cluster key](ClusterKey) that only the nodes' own disks hold: whoever reads etcd, its backups

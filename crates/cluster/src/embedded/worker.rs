@@ -1,9 +1,11 @@
 //! The thread that owns the file: it alone changes the state, one request after another.
 //!
-//!     request ─► decide on the state in memory ─► commit to the file ─► apply in memory ─► wake watches ─► answer
-//!                                                      │ nobody knows whether that happened
-//!                                                      ▼
-//!                                     broken: answer Indeterminate, read the file again before the next request
+//! ```text
+//! request ─► decide on the state in memory ─► commit to the file ─► apply in memory ─► wake watches ─► answer
+//!                                                  │ nobody knows whether that happened
+//!                                                  ▼
+//!                                 broken: answer Indeterminate, read the file again before the next request
+//! ```
 
 use std::{
     path::{Path, PathBuf},
