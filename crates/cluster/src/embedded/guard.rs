@@ -4,11 +4,17 @@ use std::{
     fs::{File, OpenOptions},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{Error, Result};
+
+/// A child that its parent has just forked holds the parent's locks until it runs its own program: not long, even on a
+/// busy machine, but longer than it takes to close a file and open it again.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The lock on a state file, for as long as this lives.
 pub(super) struct Guard(#[expect(dead_code, reason = "the lock lives as long as the open file")] File);
@@ -23,12 +29,16 @@ impl Guard {
             .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
             .open(path)
             .map_err(io("open"))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(Error::InUse { path: path.into(), holder: holder(&file) });
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < patience => sleep(PATIENCE / 20),
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(Error::InUse { path: path.into(), holder: holder(&file) });
+                }
+                Err(error) => return Err(io("lock")(error.into())),
             }
-            Err(error) => return Err(io("lock")(error.into())),
         }
         // A file that was replaced in between is not the one that others will lock.
         let (locked, there) = (file.metadata().map_err(io("examine"))?, path.metadata().map_err(io("examine"))?);

@@ -91,7 +91,10 @@ async fn on_etcd(members: usize) -> Backend {
     let etcd = Etcd::start(members).await;
     let mut urls = etcd.urls();
     let connect = |urls: &[String]| -> Arc<dyn Store> {
-        Arc::new(EtcdStore::new(EtcdOptions::new(urls, "/virtward/contract/")).unwrap())
+        // Patient: the contract is not about speed.
+        let timeout = Duration::from_secs(40);
+        let options = EtcdOptions { timeout, ..EtcdOptions::new(urls, "/virtward/contract/") };
+        Arc::new(EtcdStore::new(options).unwrap())
     };
     let store = connect(&urls);
     // Talks to another member, if there is one.
