@@ -37,7 +37,7 @@ lint:
 bench:
 	scripts/setup.sh bench
 	$(CARGO) build --release
-	$(CARGO) build --release -p virtward-repo --example index_scale
+	$(CARGO) build --release -p virtward-repo --example index_scale --example points_scale
 	scripts/bench.sh
 
 fmt:

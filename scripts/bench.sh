@@ -3,15 +3,15 @@
 #
 # Makes a 4 GiB disk with about 1.3 GiB of a real Debian file system, and the same disk with about 50 MB changed. Every
 # tool backs up the first state (full), then the second (incremental), restores the second to a new file (which is
-# compared), and verifies all that it stored. Virtward and virtnbdbackup do so with a running guest too. An index of 100
-# million chunks is made and measured. Everything is in the page cache before each measurement. Prints tables and writes
-# docs/benchmarks.md.
+# compared), and verifies all that it stored. Virtward and virtnbdbackup do so with a running guest too. Then all work with
+# repositories of 10,000 restore points, and an index of 100 million chunks is made and measured. Everything is in the page
+# cache before each measurement. Prints tables and writes docs/benchmarks.md.
 #
 #   --quick          a small disk, one run: to try the benchmark itself; writes no report unless --report is given
 #   --report FILE    write the report there
 #
 #   BENCH_RUNS       how often everything is repeated; medians are shown (3)
-#   BENCH_DIR        work directory (/var/tmp/virtward-bench); packages and disk images stay there for the next run
+#   BENCH_DIR        work directory (/var/tmp/virtward-bench); what takes long to make stays there for the next run
 #   BENCH_BIN        directory of virtward and virtward-lab (target/release)
 #   BENCH_STRICT=1   fail if a goal is not met
 #   BENCH_MIRROR, BENCH_SUITE   where the disk's Debian comes from (deb.debian.org, this system's release)
@@ -65,8 +65,10 @@ done
 for tool in virtward virtward-lab; do
     [ -x "$bin/$tool" ] || die "$bin/$tool is missing; build it with: cargo build --release"
 done
-[ -x "$bin/examples/index_scale" ] ||
-    die "$bin/examples/index_scale is missing; build it with: cargo build --release -p virtward-repo --example index_scale"
+for example in index_scale points_scale; do
+    [ -x "$bin/examples/$example" ] ||
+        die "$bin/examples/$example is missing; build it with: cargo build --release -p virtward-repo --example $example"
+done
 case $runs in '' | *[!0-9]* | 0) die "BENCH_RUNS is '$runs'; give a number above 0" ;; esac
 
 cache=$work/cache
@@ -133,6 +135,8 @@ same() { cmp -s "$1" "$2" || die "$3 restored something else than was backed up"
 . "$here/bench/hot.sh"
 # shellcheck source=scripts/bench/limits.sh
 . "$here/bench/limits.sh"
+# shellcheck source=scripts/bench/points.sh
+. "$here/bench/points.sh"
 # shellcheck source=scripts/bench/scale.sh
 . "$here/bench/scale.sh"
 
@@ -151,6 +155,7 @@ for n in $(seq "$runs"); do
     say "running guest, run $n of $runs"
     hot
 done
+measure_points
 # Last: it writes gigabytes, which would still be on their way to the disk while others are measured.
 measure_scale
 describe >"$run/machine.json"

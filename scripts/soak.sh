@@ -6,3 +6,6 @@ tools=${CARGO_TARGET_DIR:-$PWD/target}/tools
 
 # The repository on Garage, a clustered object store: the test starts a node of its own.
 VIRTWARD_SOAK_GARAGE="$tools/bin/garage" cargo test -p virtward-repo --test s3 soak:: -- --nocapture
+
+# Writers, collectors, copies and crashes in many more orders than `make test` tries.
+VIRTWARD_SEEDS="${VIRTWARD_SEEDS:-20000}" cargo test -p virtward-repo --test it races::nothing_acknowledged

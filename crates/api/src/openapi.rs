@@ -14,7 +14,7 @@ use crate::{
 
 /// The schema of a type, put off until the document is made.
 #[derive(Clone, Copy)]
-pub struct Shape(fn(&mut Vec<(String, RefOr<Schema>)>) -> String);
+pub struct Shape(fn(&mut Schemas) -> String);
 
 impl Shape {
     /// That of `T`.

@@ -27,11 +27,18 @@ pub async fn blocking<T: Send + 'static>(
     }
 }
 
+/// Opens a store. What waits for it to come back is told when the job is cancelled.
+pub fn open_store(app: &App, location: &str) -> Result<Arc<dyn Store>, Failure> {
+    let store = store::open_with(location, &app.settings.store)?;
+    store.heed(&app.cancel.flag());
+    Ok(store)
+}
+
 /// The store of a repository, which is looked at before a secret is asked for: nobody likes typing a password for a path
 /// that is wrong. A repository that has lost its `config` still has its keys.
 pub fn store(app: &App) -> Result<Arc<dyn Store>, Failure> {
     let location = app.settings.repo.clone();
-    let store = store::open_with(&location, &app.settings.store)?;
+    let store = open_store(app, &location)?;
     if matches!(store.exists("config"), Ok(false)) {
         let mut keys = 0;
         store.list("keys/", &mut |_| {
@@ -80,7 +87,7 @@ pub async fn other(app: &App, location: &str, own: &OtherSecret, first: Secret) 
         (None, Some(path)) => secret::key_file(app, path).map(|found| (found.secret, found.origin))?,
         (None, None) => (first, format!("the secret of {}", app.settings.repo)),
     };
-    let store = store::open_with(location, &app.settings.store)?;
+    let store = open_store(app, location)?;
     match blocking(move || Ok(Repository::open(store, &secret))).await? {
         Err(error @ RepoError::WrongSecret { .. }) => {
             let hint = format!("{origin} was tried; name another one with {}", own.flags);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
-use virtward_decide::pointref;
+use virtward_decide::pointref::ShortIds;
 use virtward_model::{
     BackupKind, Bytes, CopiedFrom, DiskRecord, PointId, QuiesceOutcome, QuiesceRequest, RestorePoint, SourceKind,
     TrackingState,
@@ -135,9 +135,10 @@ fn sum(point: &RestorePoint, of: impl Fn(&DiskRecord) -> u64) -> Bytes {
 pub fn list(points: &[&RestorePoint], all: &[RestorePoint], holds: &Holds, now: Timestamp) -> Table {
     let mut table =
         Table::new(&["ID", "VM", "TAKEN", "AGE", "KIND", "SOURCE", "QUIESCE", ">SIZE", ">READ", ">STORED", "HELD"]);
+    let ids = ShortIds::new(all);
     for point in points {
         table.row([
-            pointref::short_id(all, point),
+            ids.of(point),
             point.vm.clone(),
             render::local_time(point.taken),
             render::age(point.taken, now),

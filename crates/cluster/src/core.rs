@@ -1,8 +1,8 @@
 //! The state machine of a store on one machine: what a transaction does, which leases are over, what watches see.
 //!
-//! Pure: no clock, no I/O. [`MemStore`](crate::MemStore) applies what it decides at once, the embedded store after it is
-//! in the file. Invariants: `revision` is that of the newest change; the log holds every change after `compacted`, in
-//! order; every leased key is known to its lease.
+//! Pure: no clock, no I/O. [`MemStore`](crate::MemStore) applies what it decides at once, the embedded store after it
+//! is in the file. Invariants: `revision` is that of the newest change; the log holds every change after `compacted`,
+//! in order; every leased key is known to its lease.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

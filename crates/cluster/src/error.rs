@@ -21,8 +21,9 @@ pub enum Error {
         /// Why.
         what: String,
     },
-    /// A transaction was sent and no answer came: it happened, or it did not, or it still will. Read before deciding. The
-    /// same transaction with the same compares may be sent again: if both arrive, one of them is refused.
+    /// A transaction was sent and no answer came: it happened, or it did not, or it still will. Read before deciding.
+    /// The same transaction may be sent again if it puts or deletes a key that it compares: should both arrive, one of
+    /// them is refused.
     #[error(
         "the cluster's state store {location} did not say whether a change was made: {what}; read the state before \
          trying again"
@@ -103,7 +104,10 @@ pub enum Error {
         remedy: String,
     },
     /// Written by a newer version.
-    #[error("{} has format {found}, this version reads up to {supported}; upgrade virtward on this host", path.display())]
+    #[error(
+        "{} has format {found}, this version reads up to {supported}; upgrade virtward on this host",
+        path.display()
+    )]
     NewerFormat {
         /// The file.
         path: PathBuf,

@@ -40,7 +40,7 @@ impl fmt::Display for Revision {
 }
 
 /// Name of a lease, never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub i64);
 
 impl fmt::Display for LeaseId {
@@ -173,15 +173,16 @@ pub struct TxnOutcome {
 ///   none of its own. They are not dense: other users of an etcd take some. A compare with a revision can be true for
 ///   one incarnation of a key only; a key deleted and put again has another.
 /// - **Honest about doubt.** [`Error::Unavailable`] means that no key was changed. A transaction that was sent and not
-///   answered is [`Error::Indeterminate`]: it happened, or not, **or will happen later**. It is repeated safely when its
-///   compares can hold once only, that is, if it puts or deletes a key that it compares. Lease calls can always be
+///   answered is [`Error::Indeterminate`]: it happened, or not, **or will happen later**. It is repeated safely when
+///   its compares can hold once only, that is, if it puts or deletes a key that it compares. Lease calls can always be
 ///   repeated and are never indeterminate.
 /// - **Watches** deliver every change of the matching keys, each once, in the order of revisions, the changes of one
 ///   transaction together, from the revision asked for; or they say [`Error::Compacted`]. A watch is no linearizable
 ///   read: changes arrive some time after they happened.
-/// - **Leases.** A lease that is kept alive lives on. One that is not ends some time after its `ttl`, never before, counted from
-///   when the store handled the last keep-alive; its keys are deleted then in one transaction that watches see. Leases are hints:
-///   they tell who is probably gone and never prove it. What must not happen twice is guarded by a compare.
+/// - **Leases.** A lease that is kept alive lives on. One that is not ends some time after its `ttl`, never before,
+///   counted from when the store handled the last keep-alive; its keys are deleted then in one transaction that watches
+///   see. Leases are hints: they tell who is probably gone and never prove it. What must not happen twice is guarded by
+///   a compare.
 /// - **Bounded in time.** Every call ends within the deadline that the store was made with. Dropping a call's future is
 ///   allowed at any time; the outcome of a dropped transaction is unknown.
 ///

@@ -49,8 +49,8 @@ pub(crate) trait Source: Send {
 
 /// The changes of the keys with a prefix, in order, each once. Made by [`Store::watch`](crate::Store::watch).
 ///
-/// A watch holds nothing but its position: it buffers no more than one answer of the store, a slow reader costs the store
-/// nothing, and one that falls behind the history that the store keeps gets [`Error::Compacted`].
+/// A watch holds nothing but its position: it buffers no more than one answer of the store, a slow reader costs the
+/// store nothing, and one that falls behind the history that the store keeps gets [`Error::Compacted`].
 pub struct Watch {
     prefix: Bytes,
     position: Revision,
@@ -68,11 +68,11 @@ impl Watch {
         self.position
     }
 
-    /// The next transaction's changes. Waits without limit for one to happen. Can be cancelled at any time: whatever was
-    /// not returned comes next time.
+    /// The next transaction's changes. Waits without limit for one to happen. Can be cancelled at any time: whatever
+    /// was not returned comes next time.
     ///
-    /// - [`Error::Unavailable`]: contact was lost. Call again, after a pause, and the watch goes on where it was, missing
-    ///   and repeating nothing.
+    /// - [`Error::Unavailable`]: contact was lost. Call again, after a pause, and the watch goes on where it was,
+    ///   missing and repeating nothing.
     /// - [`Error::Compacted`]: the changes between are no longer known. List again and make a new watch; this one
     ///   answers the same for ever, as it does after any error that is not [retryable](Error::is_retryable).
     pub async fn next(&mut self) -> Result<Changes> {

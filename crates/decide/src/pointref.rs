@@ -11,7 +11,7 @@ use std::{
 
 use jiff::{Timestamp, civil, tz::TimeZone};
 use uuid::Uuid;
-use virtward_model::RestorePoint;
+use virtward_model::{PointId, RestorePoint};
 
 /// A restore point that was found.
 #[derive(Clone, Debug, PartialEq)]
@@ -233,15 +233,38 @@ pub fn show_time(time: Timestamp, zone: &TimeZone) -> String {
     time.to_zoned(zone.clone()).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
 }
 
-/// The shortest beginning of a restore point's id, at least 8 digits, that no other one shares.
+/// How ids are shown beside each other: the shortest beginning of each, at least 8 digits, that no other one shares.
+pub struct ShortIds {
+    /// In order, so that the id which shares most with another stands next to it.
+    sorted: Vec<PointId>,
+}
+
+impl ShortIds {
+    /// For the ids of all points.
+    pub fn new(points: &[RestorePoint]) -> Self {
+        let mut sorted: Vec<PointId> = points.iter().map(|point| point.id).collect();
+        sorted.sort_unstable();
+        sorted.dedup();
+        Self { sorted }
+    }
+
+    /// The short id of a point.
+    pub fn of(&self, point: &RestorePoint) -> String {
+        let (below, rest) = self.sorted.split_at(self.sorted.partition_point(|other| *other < point.id));
+        let above = rest.iter().find(|other| **other != point.id);
+        let shared = |other: &PointId| {
+            let differs = u128::from_be_bytes(other.0) ^ u128::from_be_bytes(point.id.0);
+            differs.leading_zeros() as usize / 4
+        };
+        let longest = below.last().into_iter().chain(above).map(shared).max().unwrap_or(0);
+        let id = point.id.to_string();
+        id[..(longest + 1).clamp(8, id.len())].to_owned()
+    }
+}
+
+/// The short id of one restore point; [`ShortIds`] for many.
 pub fn short_id(points: &[RestorePoint], point: &RestorePoint) -> String {
-    let id = point.id.to_string();
-    let shared = |other: &RestorePoint| {
-        let other = other.id.to_string();
-        id.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count()
-    };
-    let longest = points.iter().filter(|other| other.id != point.id).map(shared).max().unwrap_or(0);
-    id[..(longest + 1).clamp(8, id.len())].to_owned()
+    ShortIds::new(points).of(point)
 }
 
 /// VM names that come near; every name if there are no more than three.
@@ -295,7 +318,8 @@ fn distance(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use virtward_model::{BackupKind, PointId, QuiesceOutcome, QuiesceRecord, QuiesceRequest, SourceKind};
+    use proptest::prelude::*;
+    use virtward_model::{BackupKind, QuiesceOutcome, QuiesceRecord, QuiesceRequest, SourceKind};
 
     use super::*;
 
@@ -450,6 +474,26 @@ mod tests {
         points.push(point(A + 5, "web1", 1, "2026-11-23T10:00:00Z"));
         assert_eq!(short_id(&points, &points[2]), "90000000");
         assert_eq!(short_id(&points, &points[1]).len(), 32);
+    }
+
+    proptest! {
+        #[test]
+        fn a_short_id_is_the_beginning_of_one_id_alone(
+            ids in proptest::collection::vec((0u128..3, 0u32..120, 0u128..4), 1..12),
+        ) {
+            let ids = ids.into_iter().map(|(high, shift, low)| high << shift << 8 | low);
+            let points: Vec<_> = ids.map(|id| point(id, "web1", 1, "2026-11-23T10:00:00Z")).collect();
+            let short = ShortIds::new(&points);
+            for point in &points {
+                let text = short.of(point);
+                let same = |other: &&RestorePoint| other.id.to_string().starts_with(&text);
+                prop_assert!(points.iter().filter(same).all(|other| other.id == point.id), "{}", text);
+                let shorter = &text[..text.len() - 1];
+                let others = points.iter().filter(|other| other.id != point.id);
+                let needed = others.clone().any(|other| other.id.to_string().starts_with(shorter));
+                prop_assert!(text.len() == 8 || needed, "{} is longer than it must be", text);
+            }
+        }
     }
 
     #[test]

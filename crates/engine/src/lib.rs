@@ -24,7 +24,7 @@ pub use env::{Dirs, Env};
 pub use error::{Error, Result};
 pub use job::backup::{BackupMode, BackupOptions, Hooks, ImageSet, backup_images, backup_vm};
 pub use job::restore::{
-    DiskFormat, PlannedDisk, PlannedVm, RestoreDiskOptions, RestoreVmOptions, RestoredDisk, RestoredVm, plan_restore_vm,
-    restore_disk, restore_vm,
+    DiskFormat, PlannedDisk, PlannedVm, RestoreDiskOptions, RestoreVmOptions, RestoredDisk, RestoredVm,
+    plan_restore_vm, restore_disk, restore_vm,
 };
 pub use observe::{Event, Observer, Phase, Silent};

@@ -3,6 +3,8 @@
 //! ```text
 //! index_scale make DIRECTORY CHUNKS    a repository with segments as compaction would leave them
 //! index_scale measure DIRECTORY        one line of JSON; run it in a new process, with the segments in the page cache
+//! index_scale refer DIRECTORY CHUNKS   restore points that refer to all chunks, to a repository that was made so
+//! index_scale mark DIRECTORY           one line of JSON: finding garbage, as a collection does; in a new process too
 //! ```
 
 use std::{
@@ -19,7 +21,11 @@ use serde_json::json;
 use virtward_repo::{
     InitOptions, KdfCost, ObjectId, Repository, Secret,
     format::ChunkId,
-    index::{Index, synthetic::put_segment},
+    gc::measure::mark_and_sweep,
+    index::{
+        Index,
+        synthetic::{put_point, put_segment},
+    },
     store::fs::FsStore,
 };
 
@@ -122,7 +128,7 @@ fn shuffle(ids: &mut [ChunkId]) {
 }
 
 fn measure(directory: &Path) -> Outcome<()> {
-    let repo = Repository::open(Arc::new(FsStore::new(directory)), &secret()?)?;
+    let repo = open(directory)?;
     let index = repo.index();
     let (begin, before) = (Instant::now(), cpu_seconds()?);
     let state = index.state()?;
@@ -175,11 +181,37 @@ fn measure(directory: &Path) -> Outcome<()> {
     Ok(())
 }
 
+fn open(directory: &Path) -> Outcome<Repository> {
+    Ok(Repository::open(Arc::new(FsStore::new(directory)), &secret()?)?)
+}
+
+fn refer(directory: &Path, chunks: u64) -> Outcome<()> {
+    let repo = open(directory)?;
+    for (seed, entries) in (0..).zip(sizes(chunks)) {
+        put_point(&repo, seed, entries)?;
+    }
+    Ok(())
+}
+
+fn mark(directory: &Path) -> Outcome<()> {
+    let times = mark_and_sweep(&open(directory)?)?;
+    let line = json!({
+        "marks": times.marks, "mark_s": times.mark_s, "sweep_s": times.sweep_s, "mark_peak_bytes": memory()?.0,
+    });
+    println!("{line}");
+    Ok(())
+}
+
 fn main() -> Outcome<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match &args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["make", directory, chunks] => make(Path::new(directory), chunks.parse()?),
         ["measure", directory] => measure(Path::new(directory)),
-        _ => Err("index_scale make DIRECTORY CHUNKS | measure DIRECTORY".into()),
+        ["refer", directory, chunks] => refer(Path::new(directory), chunks.parse()?),
+        ["mark", directory] => mark(Path::new(directory)),
+        _ => {
+            Err("index_scale make DIRECTORY CHUNKS | measure DIRECTORY | refer DIRECTORY CHUNKS | mark DIRECTORY"
+                .into())
+        }
     }
 }

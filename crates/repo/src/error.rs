@@ -131,7 +131,7 @@ pub enum Error {
     },
     /// No space, or a quota is used up.
     #[error(
-        "no space left for {object}; free space in the repository's file system or raise its quota, then run again"
+        "no space left for {object}; free space: delete restore points (virtward backup prune) and collect garbage at once (virtward repo gc --grace 0), or enlarge the file system or its quota"
     )]
     StorageFull {
         /// Object that was being written.

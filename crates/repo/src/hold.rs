@@ -18,6 +18,7 @@ use crate::{
     format::{Malformed, envelope::Kind, names, sealed},
     repository::Repository,
     store::Put,
+    util::{opening_threads, parallel_map},
 };
 
 /// Longest reason, in bytes.
@@ -71,14 +72,10 @@ impl Repository {
             ids.extend(names::leaf(&object.name).parse::<PointId>().ok());
             Ok(())
         })?;
-        let mut holds = BTreeMap::new();
-        for id in ids {
-            // One that was removed since the listing is none.
-            if let Some(hold) = self.hold(id)? {
-                holds.insert(id, hold);
-            }
-        }
-        Ok(holds)
+        // One that was removed since the listing is none.
+        let threads = opening_threads(&*self.inner.store, ids.len());
+        let holds = parallel_map(&ids, threads, |id| Ok(self.hold(*id)?.map(|hold| (*id, hold))))?;
+        Ok(holds.into_iter().collect())
     }
 
     /// Holds a restore point: it can be neither deleted nor pruned until the hold is removed.

@@ -8,11 +8,13 @@
 
 mod crypto;
 mod direct;
+mod disorder;
 mod error;
 pub mod format;
 #[doc(hidden)]
 pub mod fuzz;
-mod gc;
+#[doc(hidden)]
+pub mod gc;
 mod hold;
 #[doc(hidden)]
 pub mod index;

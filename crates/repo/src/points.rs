@@ -8,12 +8,12 @@ use virtward_model::{DiskRecord, PointId, RestorePoint};
 
 use crate::{
     error::{Error, Result},
-    format::names,
+    format::{envelope::ENVELOPE_BYTES_MAX, names},
     keys::KeyInfo,
     manifest::point::{self, Attachment, PointRecord},
     pack::PackClass,
     repository::Repository,
-    util::{lock, parallel},
+    util::{lock, opening_threads, parallel},
 };
 
 /// All restore points that can be read, and those that cannot.
@@ -60,6 +60,9 @@ pub struct Info {
     pub keys: Vec<KeyInfo>,
 }
 
+/// Restore points looked at one by one before all are listed.
+const KNOWN_MAX: usize = 4;
+
 impl Repository {
     /// Every restore point, oldest first.
     pub fn points(&self) -> Result<PointList> {
@@ -69,7 +72,7 @@ impl Repository {
             Ok(())
         })?;
         let list = Mutex::new(PointList::default());
-        parallel(&listed, self.inner.store.fetches_in_flight(), |name| {
+        parallel(&listed, opening_threads(&*self.inner.store, listed.len()), |name| {
             let record = match names::leaf(name).parse() {
                 Ok(id) => self.record(id),
                 Err(e) => Err(Error::damaged(&**name, format!("its name is not that of a restore point: {e}"))),
@@ -106,16 +109,36 @@ impl Repository {
         Ok(record)
     }
 
+    /// A record as the store has it now, whatever local copies say.
+    fn record_in_store(&self, id: PointId) -> Result<PointRecord> {
+        let (store, name) = (&*self.inner.store, names::point(id));
+        let bytes = store.size(&name)?.min(ENVELOPE_BYTES_MAX);
+        point::open(&self.inner.ring, id, &store.get_range(&name, 0, bytes as usize)?)
+    }
+
     /// A deleted restore point. [`Error::Missing`] if it is not in the trash.
     pub(crate) fn trashed_record(&self, id: PointId) -> Result<PointRecord> {
         point::open(&self.inner.ring, id, &self.inner.get_small(&names::trash(id))?)
     }
 
-    /// Whether a listed restore point has a disk with this root. Looked up in the store, not in a cache: this is what
-    /// makes it safe to build on the root.
+    /// Whether a restore point that is there has a disk with this root. Looked up in the store, not in a cache: this is
+    /// what makes it safe to build on the root.
     pub(crate) fn is_live_root(&self, disk: &DiskRecord) -> Result<bool> {
-        let live = self.points()?;
-        Ok(live.points.iter().flat_map(|p| &p.disks).any(|d| d.root == disk.root && d.size_bytes == disk.size_bytes))
+        let has_it = |p: &RestorePoint| p.disks.iter().any(|d| d.root == disk.root && d.size_bytes == disk.size_bytes);
+        // Those that had it when they were last read, newest first, tell where to look: mostly one request is enough.
+        let mut known: Vec<Arc<PointRecord>> =
+            lock(&self.inner.points).values().filter(|record| has_it(&record.point)).cloned().collect();
+        known.sort_by_key(|record| std::cmp::Reverse((record.point.taken, record.point.id)));
+        for record in known.iter().take(KNOWN_MAX) {
+            match self.record_in_store(record.point.id) {
+                Ok(record) if has_it(&record.point) => return Ok(true),
+                Ok(_) => {}
+                Err(e @ (Error::Io { .. } | Error::PermissionDenied { .. } | Error::Remote { .. })) => return Err(e),
+                // Gone or damaged; another one may have the disk.
+                Err(_) => {}
+            }
+        }
+        Ok(self.points()?.points.iter().any(has_it))
     }
 
     /// The attachments of a restore point.

@@ -11,20 +11,27 @@
 //! An object in `trash/` whose point is in `points/` means nothing: it is left by a recovery, which removes nothing, so
 //! that a deletion at the same moment cannot lose the last copy.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use jiff::{SignedDuration, Timestamp};
 use virtward_model::{PointId, RestorePoint};
 
 use crate::{
     error::{Error, Result},
-    format::names,
+    format::{
+        envelope::{self, Kind},
+        names,
+    },
     lease::Lease,
-    manifest::point,
+    manifest::point::{self, PointRecord},
     progress::Progress,
     repository::Repository,
     store::{Put, put_new},
-    util::lock,
+    util::{changing_threads, lock, opening_threads, parallel, parallel_map},
     verify::{Bad, Impact},
     writer::WriterOptions,
 };
@@ -76,6 +83,46 @@ impl Repository {
         })
     }
 
+    /// Deletes many restore points, several at a time, and says what became of each, in the order of `ids`. A failure of the
+    /// store or a cancellation ends it; those that were not reached are not mentioned.
+    pub fn delete_points(&self, ids: &[PointId], progress: &dyn Progress) -> Vec<(PointId, Result<()>)> {
+        let store = &*self.inner.store;
+        let numbered: Vec<(usize, PointId)> = ids.iter().copied().enumerate().collect();
+        let outcomes = Mutex::new(Vec::with_capacity(ids.len()));
+        let ended = parallel(&numbered, changing_threads(store, ids.len()), |(number, id)| {
+            if progress.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let outcome = self.delete_point(*id);
+            let goes_on = matches!(outcome, Ok(()) | Err(Error::NoPoint { .. } | Error::Held { .. }));
+            lock(&outcomes).push((*number, *id, outcome));
+            if goes_on { Ok(()) } else { Err(Error::Cancelled) }
+        });
+        tracing::debug!(complete = ended.is_ok(), "restore points were deleted");
+        let mut outcomes = outcomes.into_inner().unwrap_or_else(|e| e.into_inner());
+        outcomes.sort_unstable_by_key(|(number, ..)| *number);
+        outcomes.into_iter().map(|(_, id, outcome)| (id, outcome)).collect()
+    }
+
+    /// Removes the damaged object of a restore point, for the one that is put next. That one is in the trash before, so that
+    /// whoever dies in between has left a deleted restore point and not a lost one.
+    pub(crate) fn make_way(&self, id: PointId, bytes: &[u8]) -> Result<()> {
+        let (store, name, trash) = (&*self.inner.store, names::point(id), names::trash(id));
+        // By the checksum alone: what is intact and does not open is a matter of keys or of a newer version.
+        match self
+            .inner
+            .get_small(&name)
+            .and_then(|found| envelope::parse(&found, Kind::Point).map(drop).map_err(|e| e.at(&*name)))
+        {
+            Err(Error::Damaged { .. }) => {}
+            Err(Error::Missing { .. }) | Ok(()) => return Ok(()),
+            Err(e) => return Err(e),
+        }
+        store.delete(&trash)?;
+        put_new(store, &trash, bytes)?;
+        store.delete(&name).map(drop)
+    }
+
     /// What is in the trash and can be recovered. `grace` is how long collectors leave it alone; after that it can be
     /// recovered until one has come by.
     pub fn deleted_points(&self, grace: Duration) -> Result<DeletedPoints> {
@@ -91,18 +138,22 @@ impl Repository {
         })?;
         let grace = SignedDuration::try_from(grace).unwrap_or(SignedDuration::MAX);
         let mut found = DeletedPoints::default();
-        for (name, deleted) in listed.into_iter().filter(|(name, _)| !live.contains(names::leaf(name))) {
-            let record = names::leaf(&name).parse::<PointId>().map_err(|e| Error::damaged(&*name, e.to_string()));
-            let record = record.and_then(|id| self.trashed_record(id));
-            match record {
-                Ok(record) => found.points.push(DeletedPoint {
-                    point: record.point,
-                    deleted,
-                    recoverable_until: deleted.saturating_add(grace).unwrap_or(Timestamp::MAX),
-                }),
+        listed.retain(|(name, _)| !live.contains(names::leaf(name)));
+        let records = parallel_map(&listed, opening_threads(store, listed.len()), |(name, deleted)| {
+            let id = names::leaf(name).parse::<PointId>().map_err(|e| Error::damaged(&**name, e.to_string()));
+            match id.and_then(|id| self.trashed_record(id)) {
                 // Collected or recovered since the listing.
-                Err(Error::Missing { .. }) => {}
-                Err(e @ (Error::Io { .. } | Error::PermissionDenied { .. })) => return Err(e),
+                Err(Error::Missing { .. }) => Ok(None),
+                Err(e @ (Error::Io { .. } | Error::PermissionDenied { .. } | Error::Remote { .. })) => Err(e),
+                record => Ok(Some((name.clone(), *deleted, record))),
+            }
+        })?;
+        for (name, deleted, record) in records {
+            match record {
+                Ok(PointRecord { point, .. }) => {
+                    let recoverable_until = deleted.saturating_add(grace).unwrap_or(Timestamp::MAX);
+                    found.points.push(DeletedPoint { point, deleted, recoverable_until });
+                }
                 Err(e) => found.unreadable.push((name, e)),
             }
         }

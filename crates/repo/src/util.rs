@@ -11,6 +11,7 @@ use std::{
 
 use crate::{
     error::{Error, Result},
+    progress::Progress,
     store::Store,
 };
 
@@ -95,6 +96,54 @@ pub fn default_threads() -> usize {
 /// Number of threads that read from a store and work on what they read.
 pub fn reading_threads(store: &dyn Store, wanted: usize) -> usize {
     if wanted == 0 { default_threads().max(store.fetches_in_flight()) } else { wanted }
+}
+
+/// Small objects per thread that are worth starting it for.
+const OBJECTS_PER_THREAD: usize = 64;
+
+/// Number of threads to read and open that many small objects with.
+pub fn opening_threads(store: &dyn Store, objects: usize) -> usize {
+    default_threads().min(objects / OBJECTS_PER_THREAD).max(store.fetches_in_flight())
+}
+
+/// Writes and deletions in flight, for a store that says nothing of itself: each waits for a disk most of the time, which
+/// makes many durable at once.
+const CHANGES_IN_FLIGHT: usize = 8;
+
+/// Number of threads to change that many objects with.
+pub fn changing_threads(store: &dyn Store, objects: usize) -> usize {
+    CHANGES_IN_FLIGHT.min(objects / CHANGES_IN_FLIGHT).max(store.fetches_in_flight())
+}
+
+/// Deletes objects, many at once; those that were there. The first failure ends it.
+pub fn delete_all(store: &dyn Store, names: &[String], progress: &dyn Progress) -> Result<Vec<String>> {
+    let deleted = Mutex::new(Vec::with_capacity(names.len()));
+    let outcome = parallel(names, changing_threads(store, names.len()), |name| {
+        if progress.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        if store.delete(name)? {
+            lock(&deleted).push(name.clone());
+        }
+        Ok(())
+    });
+    outcome.map(|()| deleted.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Runs `act` over items, as [`parallel`] does; what it gives, in no particular order.
+pub fn parallel_map<T: Sync, U: Send>(
+    items: &[T],
+    threads: usize,
+    act: impl Fn(&T) -> Result<Option<U>> + Sync,
+) -> Result<Vec<U>> {
+    let found = Mutex::new(Vec::with_capacity(items.len()));
+    parallel(items, threads, |item| {
+        if let Some(value) = act(item)? {
+            lock(&found).push(value);
+        }
+        Ok(())
+    })?;
+    Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Runs `act` over items on several threads; the first error ends it.

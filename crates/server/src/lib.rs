@@ -12,6 +12,11 @@
 //! store; what can be found out again is only in memory. Not here: how backups work (engine), what is due (decide), what
 //! the API looks like (api).
 
+#![allow(
+    clippy::result_large_err,
+    reason = "a problem is an answer, made once per request; boxing it would save nothing"
+)]
+
 mod access;
 pub mod config;
 mod daemon;

@@ -41,11 +41,14 @@ pub struct Stored {
     pub since: Timestamp,
 }
 
+/// A policy as it is stored, and ready for scheduling unless it does not compile any more.
+type Entry = (Stored, Option<Compiled>);
+
 /// All policies.
 pub struct Policies {
     kv: Kv,
     zones: TimeZoneDatabase,
-    all: RwLock<BTreeMap<String, Arc<(Stored, Option<Compiled>)>>>,
+    all: RwLock<BTreeMap<String, Arc<Entry>>>,
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
 }

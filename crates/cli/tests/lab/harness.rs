@@ -254,10 +254,11 @@ impl Lab {
     /// Starts a backup slowed down so that there is time to do something to it, and waits until data moves.
     pub fn slow_backup(&self, vm: &str, bandwidth: &str) -> Running {
         let running = self.start(&["--json", "backup", "run", vm, "--full", "--bandwidth", bandwidth]);
-        let scratch = self.path("scratch");
-        wait("a scratch image", Duration::from_secs(30), || {
-            let Ok(vms) = std::fs::read_dir(&scratch) else { return false };
-            vms.flatten().any(|vm| std::fs::read_dir(vm.path()).is_ok_and(|mut images| images.next().is_some()))
+        // QEMU makes it when the job begins.
+        let runs = self.path("run/backup");
+        wait("the job's socket", Duration::from_secs(30), || {
+            let Ok(vms) = std::fs::read_dir(&runs) else { return false };
+            vms.flatten().any(|vm| vm.path().join("nbd.sock").exists())
         });
         std::thread::sleep(Duration::from_millis(700));
         running

@@ -22,7 +22,7 @@ fn in_host(lab: &Lab, script: &str) {
 /// Lists the VMs at an address and takes back a restore point there: reading and changing.
 fn assert_works(lab: &Lab, uri: &str) {
     let listed: Value = serde_json::from_str(lab.ok(&["--connect", uri, "vm", "list", "--json"]).trim()).expect("JSON");
-    assert_eq!(listed["name"], "web1", "{uri}: {listed}");
+    assert_eq!(listed[0]["vm"], "web1", "{uri}: {listed}");
     let disks = lab.shared().join("restored");
     let name = format!("back-{}", uri.split(':').next().unwrap_or_default().trim_start_matches("qemu+"));
     let disk_dir = disks.join(&name).display().to_string();

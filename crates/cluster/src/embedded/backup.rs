@@ -1,7 +1,7 @@
 //! Copies of the file, made by themselves, and the way back from one.
 //!
-//! A copy appears under its name complete, synced and checked, or not at all. A restore moves the damaged file aside and
-//! deletes nothing.
+//! A copy appears under its name complete, synced and checked, or not at all. A restore moves the damaged file aside
+//! and deletes nothing.
 
 use std::{
     fmt,
@@ -78,7 +78,8 @@ pub(super) fn remedy(path: &Path) -> String {
     };
     let list: Vec<String> = found.iter().take(5).map(|backup| format!("  {backup}")).collect();
     format!(
-        "automatic backups, newest first:\n{}\nrestore one with `virtward cluster restore-state {}`; the damaged file is kept",
+        "automatic backups, newest first:\n{}\nrestore one with `virtward cluster restore-state {}`; the damaged file \
+         is kept",
         list.join("\n"),
         newest.path.display()
     )
@@ -148,8 +149,8 @@ pub struct Restored {
     pub revision: Revision,
 }
 
-/// Puts a copy in the place of a state file that no process uses. What was there is set aside, not deleted. Revisions go
-/// on far above those of the copy, so that none is given out twice; watches from before have to list again.
+/// Puts a copy in the place of a state file that no process uses. What was there is set aside, not deleted. Revisions
+/// go on far above those of the copy, so that none is given out twice; watches from before have to list again.
 pub fn restore_backup(path: &Path, backup: &Path) -> Result<Restored> {
     let _guard = if path.exists() { Some(Guard::take(path)?) } else { None };
     let staged = path.with_extension("restoring");

@@ -175,8 +175,8 @@ impl File {
         transaction.commit()
     }
 
-    /// What an error means for the transaction. A disk that is full fails while pages are written, before the journal is
-    /// wiped; with the transaction rolled back it has not happened.
+    /// What an error means for the transaction. A disk that is full fails while pages are written, before the journal
+    /// is wiped; with the transaction rolled back it has not happened.
     fn settle(&mut self, error: &rusqlite::Error) -> CommitError {
         let full = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
         let rolled_back = self.connection.is_autocommit() || self.connection.execute_batch("ROLLBACK").is_ok();
@@ -289,8 +289,8 @@ fn read_log(connection: &Connection) -> rusqlite::Result<VecDeque<Changes>> {
     Ok(log)
 }
 
-/// What an error of SQLite means while a file is opened. It is not the file's fault if the disk fails or the file cannot
-/// be opened; everything else that goes wrong with fixed statements is.
+/// What an error of SQLite means while a file is opened. It is not the file's fault if the disk fails or the file
+/// cannot be opened; everything else that goes wrong with fixed statements is.
 fn failure(path: &Path, error: &rusqlite::Error) -> Error {
     let location = path.display().to_string();
     match error.sqlite_error_code() {

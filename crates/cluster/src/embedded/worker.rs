@@ -1,9 +1,11 @@
 //! The thread that owns the file: it alone changes the state, one request after another.
 //!
-//!     request ─► decide on the state in memory ─► commit to the file ─► apply in memory ─► wake watches ─► answer
-//!                                                      │ nobody knows whether that happened
-//!                                                      ▼
-//!                                     broken: answer Indeterminate, read the file again before the next request
+//! ```text
+//! request ─► decide on the state in memory ─► commit to the file ─► apply in memory ─► wake watches ─► answer
+//!                                                  │ nobody knows whether that happened
+//!                                                  ▼
+//!                                 broken: answer Indeterminate, read the file again before the next request
+//! ```
 
 use std::{
     path::{Path, PathBuf},
@@ -50,7 +52,8 @@ pub(super) struct Request {
 
 /// What readers and watches see.
 pub(super) struct Shared {
-    /// Only the worker writes, and commits while it reads: readers never wait for the disk. An error while the file is broken: what is in memory may be less than what is in the file.
+    /// Only the worker writes, and commits while it reads: readers never wait for the disk. An error while the file is
+    /// broken: what is in memory may be less than what is in the file.
     state: RwLock<Result<Core>>,
     pub(super) changed: watch::Sender<Revision>,
 }

@@ -1,8 +1,8 @@
 //! A store in memory: for tests and simulators, deterministic under a clock that they move.
 //!
 //! A [`MemStore`] is one node's connection; [`MemStore::client`] makes another one to the same data, with
-//! [faults](Faults) of its own, so that one node can be cut off while others are not. Leases end when time has come, as the injected
-//! clock tells it; nothing runs in the background. Nothing here lasts longer than the process.
+//! [faults](Faults) of its own, so that one node can be cut off while others are not. Leases end when time has come, as
+//! the injected clock tells it; nothing runs in the background. Nothing here lasts longer than the process.
 
 mod faults;
 

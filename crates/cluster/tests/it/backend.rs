@@ -3,10 +3,12 @@
 use std::{any::Any, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use virtward_cluster::{
-    EmbeddedOptions, EmbeddedStore, MemStore, Revision, Store,
+    EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, MemStore, Revision, Store,
     clock::ManualClock,
     mem::{History, MemOptions},
 };
+
+use crate::server::Etcd;
 
 /// History of the stores on one machine: short, so that a test outruns it.
 pub const HISTORY: History = History { transactions_max: 500, bytes_max: 64 << 20 };
@@ -74,6 +76,45 @@ pub async fn embedded() -> Backend {
             })
         }),
         _keep: Box::new(dir),
+    }
+}
+
+pub async fn etcd() -> Backend {
+    on_etcd(1).await
+}
+
+pub async fn etcd3() -> Backend {
+    on_etcd(3).await
+}
+
+async fn on_etcd(members: usize) -> Backend {
+    let etcd = Etcd::start(members).await;
+    let mut urls = etcd.urls();
+    let connect = |urls: &[String]| -> Arc<dyn Store> {
+        Arc::new(EtcdStore::new(EtcdOptions::new(urls, "/virtward/contract/")).unwrap())
+    };
+    let store = connect(&urls);
+    // Talks to another member, if there is one.
+    urls.rotate_left(1);
+    let other = connect(&urls);
+    let compacting = etcd.client(&etcd.members[0]).await.unwrap();
+    // Keys of others, before and behind: nobody may see them.
+    let mut noise = compacting.clone();
+    for key in ["/virtward/contract", "/virtward/contract0", "/virtward/contracu/x", "zzz"] {
+        noise.put(key, "noise", None).await.unwrap();
+    }
+    Backend {
+        store,
+        other,
+        clock: None,
+        compact: Box::new(move || {
+            let mut client = compacting.clone();
+            Box::pin(async move {
+                let now = client.put("zzz", "", None).await.unwrap().header().unwrap().revision();
+                client.compact(now, None).await.unwrap();
+            })
+        }),
+        _keep: Box::new(etcd),
     }
 }
 

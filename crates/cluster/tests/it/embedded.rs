@@ -230,7 +230,8 @@ fn in_small_file_system(name: &str, dir: &Path) -> std::process::Output {
     command.output().unwrap()
 }
 
-/// Fills the disk under the store: each transaction happened or did not, nothing is half done, and with space it goes on.
+/// Fills the disk under the store: each transaction happened or did not, nothing is half done, and with space it goes
+/// on.
 #[tokio::test]
 async fn a_full_disk_is_told_and_leaves_nothing_half_done() {
     let Some(dir) = std::env::var_os("VIRTWARD_TEST_SMALL_DIR").map(PathBuf::from) else {
@@ -266,4 +267,52 @@ async fn a_full_disk_is_told_and_leaves_nothing_half_done() {
     drop(store);
     check(open(&path).unwrap().list(b"").await.unwrap());
     println!("filled the disk after {done} transactions");
+}
+
+/// Runs this binary's test `name` as its child, which may write files up to a size and gets an error beyond.
+fn with_small_files(name: &str, dir: &Path) -> std::process::Output {
+    let script = r#"trap '' XFSZ && exec prlimit --fsize=400000: "$1" --exact "$2" --nocapture"#;
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh"]).arg(std::env::current_exe().unwrap()).arg(name);
+    command.env("VIRTWARD_TEST_FAILING_DIR", dir).output().unwrap()
+}
+
+/// A disk that fails in the middle of a write leaves doubt, which is said; then the file is read again and goes on.
+#[tokio::test]
+async fn a_failing_disk_is_doubt_and_then_the_file_is_read_again() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Some(dir) = std::env::var_os("VIRTWARD_TEST_FAILING_DIR").map(PathBuf::from) else {
+        let dir = tempfile::tempdir().unwrap();
+        let output = with_small_files("embedded::a_failing_disk_is_doubt_and_then_the_file_is_read_again", dir.path());
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && text.contains("the disk failed after"), "{text}");
+        return;
+    };
+    let store = open(&dir.join("state.db")).unwrap();
+    let mut done = 0;
+    let error = loop {
+        let ops = vec![Op::put("/count", done.to_string()), Op::put(format!("/big/{done:04}"), vec![1; 30 << 10])];
+        match store.txn(vec![], ops).await {
+            Ok(outcome) => assert!(outcome.succeeded),
+            Err(error) => break error,
+        }
+        done += 1;
+        assert!(done < 200, "the disk never failed");
+    };
+    assert!(matches!(error, Error::Indeterminate { .. }), "{error:?}");
+    let limit = getrlimit(Resource::Fsize);
+    setrlimit(Resource::Fsize, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let listing = loop {
+        match store.list(b"").await {
+            Ok(listing) => break listing,
+            Err(error) => assert!(error.is_retryable() && std::time::Instant::now() < deadline, "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let bigs = listing.entries.len() - 1;
+    assert!(bigs == done || bigs == done + 1, "{bigs} are there, {done} were acknowledged");
+    assert_eq!(&listing.entries[bigs].value[..], (bigs - 1).to_string().as_bytes());
+    put(&store, "/goes", "on").await;
+    println!("the disk failed after {done} transactions");
 }

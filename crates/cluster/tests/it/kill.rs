@@ -58,7 +58,7 @@ async fn what_was_acknowledged_survives_sigkill() {
     }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
-    let (mut last, mut last_revision) = (0, 0);
+    let mut last = 0;
     let mut seed = u64::from(std::process::id());
     for round in 0..ROUNDS {
         let child = Command::new(std::env::current_exe().unwrap())
@@ -81,6 +81,7 @@ async fn what_was_acknowledged_survives_sigkill() {
             assert!(started.elapsed() < Duration::from_secs(60));
         };
         assert!(first.0 > last, "round {round}: {first:?} after {last}");
+        let mut last_revision;
         (last, last_revision) = first;
         std::thread::sleep(pause);
         writer.0.kill().unwrap();

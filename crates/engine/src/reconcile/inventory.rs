@@ -281,8 +281,12 @@ impl Inventory {
         let mut vms = BTreeMap::new();
         for vm in list {
             let details = Arc::new(collect::details(hypervisor, vm.uuid).await);
-            let view =
-                VmView { usage: usage.get(&vm.uuid).cloned(), agent: memory.agents.get(&vm.uuid).copied(), details, vm };
+            let view = VmView {
+                usage: usage.get(&vm.uuid).cloned(),
+                agent: memory.agents.get(&vm.uuid).copied(),
+                details,
+                vm,
+            };
             vms.insert(view.vm.uuid, view);
         }
         let was = before.host.state;

@@ -12,7 +12,7 @@ use crate::{
     manifest::{Tree, point::PointRecord, tree::Pages},
     progress::Progress,
     repository::Repository,
-    util::{lock, parallel},
+    util::{lock, parallel, reading_threads},
 };
 
 /// Pages read at once; bounds memory while there is work for all threads.
@@ -33,25 +33,45 @@ pub struct Marker<'a> {
 impl<'a> Marker<'a> {
     /// Nothing is marked yet.
     pub fn new(repo: &'a Repository, live: &'a LiveSet, threads: usize, progress: &'a dyn Progress) -> Self {
+        let threads = reading_threads(&*repo.inner.store, threads);
         Self { repo, live, threads, progress, seen: HashSet::new(), marks: 0 }
     }
 
     /// Marks everything below a record. Fails if a page cannot be read: what it refers to is unknown then.
     pub fn mark(&mut self, record: &PointRecord) -> Result<()> {
-        for chunk in &record.attachments.chunks {
-            self.live.insert(chunk);
-            self.marks += 1;
+        self.records(std::iter::once(record))
+    }
+
+    /// Marks everything below all records, whose pages are read together: of thousands of small disks each has but one or
+    /// two. If a page cannot be read, nothing is marked for certain, and all records are given back.
+    pub fn mark_together<'r, I>(&mut self, records: I) -> Result<Vec<&'r PointRecord>>
+    where
+        I: Iterator<Item = &'r PointRecord> + Clone,
+    {
+        match self.records(records.clone()) {
+            Ok(()) => Ok(Vec::new()),
+            Err(e) if e.is_damage() => Ok(records.collect()),
+            Err(e) => Err(e),
         }
-        for disk in &record.point.disks {
-            let tree = Tree::parse(&disk.root, disk.size_bytes, disk.chunk_bytes)?;
-            if let Some(root) = tree.root {
-                self.pages(vec![(root, tree.level())])?;
+    }
+
+    fn records<'r>(&mut self, records: impl Iterator<Item = &'r PointRecord>) -> Result<()> {
+        let (mut roots, mut attached) = (Vec::new(), 0);
+        for record in records {
+            record.attachments.chunks.iter().for_each(|chunk| self.live.insert(chunk));
+            attached += record.attachments.chunks.len() as u64;
+            for disk in &record.point.disks {
+                let tree = Tree::parse(&disk.root, disk.size_bytes, disk.chunk_bytes)?;
+                roots.extend(tree.root.map(|root| (root, tree.level())));
             }
         }
+        self.marks += self.pages(roots)? + attached;
         Ok(())
     }
 
-    fn pages(&mut self, mut todo: Vec<(ChunkId, u8)>) -> Result<()> {
+    /// The number of marks.
+    fn pages(&mut self, mut todo: Vec<(ChunkId, u8)>) -> Result<u64> {
+        let mut sum = 0;
         // Joins `seen` at the end only: a failure half-way must not let another record skip pages that were never read.
         let mut queued = HashSet::new();
         todo.retain(|(id, _)| !self.seen.contains(id) && queued.insert(*id));
@@ -65,21 +85,23 @@ impl<'a> Marker<'a> {
                 let page = self.repo.inner.page(id, *level)?;
                 self.live.insert(id);
                 let below: Vec<ChunkId> = page.refs.iter().flatten().flat_map(|r| r.layers().copied()).collect();
+                if *level == 0 {
+                    below.iter().for_each(|chunk| self.live.insert(chunk));
+                }
                 let mut found = lock(&found);
                 found.1 += below.len() as u64 + 1;
-                match level.checked_sub(1) {
-                    None => below.iter().for_each(|chunk| self.live.insert(chunk)),
-                    Some(level) => found.0.extend(below.into_iter().map(|page| (page, level))),
+                if let Some(level) = level.checked_sub(1) {
+                    found.0.extend(below.into_iter().map(|page| (page, level)));
                 }
                 Ok(())
             })?;
             let (mut children, marks) = found.into_inner().unwrap_or_else(|e| e.into_inner());
-            self.marks += marks;
+            sum += marks;
             children.retain(|(id, _)| !self.seen.contains(id) && queued.insert(*id));
             todo.append(&mut children);
         }
         self.seen.extend(queued);
-        Ok(())
+        Ok(sum)
     }
 }
 

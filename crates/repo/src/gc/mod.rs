@@ -12,12 +12,17 @@
 //! - A chunk that is referenced is never deleted with its pack, because of anything: first it is stored elsewhere, in
 //!   a pack that is not condemned.
 //! - What cannot be understood (a restore point, a page, a segment) stops the collection before it changes anything.
+//! - A full store stops nothing but what needs space: what can be deleted is deleted, and the rest follows in what that
+//!   has freed.
 //!
 //! Every step can be repeated, so a collection that dies is simply run again.
 
 mod live;
 mod mark;
+#[doc(hidden)]
+pub mod measure;
 mod repack;
+mod roots;
 mod sweep;
 
 use std::{
@@ -35,11 +40,10 @@ use crate::{
     format::{ObjectId, names},
     index::State,
     lease::{self, Epoch, Held},
-    manifest::point::PointRecord,
     pack::{Entry, PackClass, PackInfo, read},
     progress::Progress,
     repository::Repository,
-    store::Listed,
+    util::delete_all,
     writer::WriterOptions,
 };
 use live::LiveSet;
@@ -52,6 +56,8 @@ pub const GRACE_DEFAULT: Duration = Duration::from_secs(7 * 86_400);
 const ENDS_KEPT: Duration = Duration::from_secs(365 * 86_400);
 /// Collections that follow each other in one call: what the first condemns, the second deletes.
 const ROUNDS_MAX: usize = 3;
+/// The same if the store was full: what could not be moved or written at first can be once something was deleted.
+const ROUNDS_MAX_FULL: usize = 6;
 
 /// How to collect.
 #[derive(Clone, Debug)]
@@ -113,6 +119,8 @@ pub struct GcReport {
     pub ended_leases: u64,
     /// Packs that no segment listed although restore points need them; they are listed again.
     pub relisted_packs: u64,
+    /// Whether something was not moved or not written for lack of space. With more space, the next collection does it.
+    pub short_of_space: bool,
     /// What could not be done, and why; nothing is lost by it.
     pub notes: Vec<String>,
 }
@@ -121,10 +129,22 @@ impl Repository {
     /// Collects garbage.
     pub fn collect_garbage(&self, options: &GcOptions, progress: &dyn Progress) -> Result<GcReport> {
         let mut report = GcReport { dry_run: options.dry_run, ..GcReport::default() };
-        for round in 0..ROUNDS_MAX {
-            let mut round = Round { repo: self, options, progress, report: &mut report, is_first: round == 0 };
-            if !round.run()? {
-                break;
+        let mut limit = ROUNDS_MAX;
+        for number in 0.. {
+            let freed = report.freed_bytes;
+            report.short_of_space = false;
+            let is_first = number == 0;
+            let mut round = Round { repo: self, options, progress, report: &mut report, is_first, full: None };
+            let mut again = round.run()?;
+            let full = round.full.take();
+            if report.short_of_space && report.freed_bytes > freed {
+                (again, limit) = (true, ROUNDS_MAX_FULL);
+            }
+            if !again || number + 1 >= limit {
+                return match full {
+                    Some(full) if report.freed_bytes == 0 => Err(full),
+                    _ => Ok(report),
+                };
             }
         }
         Ok(report)
@@ -137,6 +157,8 @@ struct Round<'a> {
     progress: &'a dyn Progress,
     report: &'a mut GcReport,
     is_first: bool,
+    /// What met a full store.
+    full: Option<Error>,
 }
 
 /// What a round knows about packs.
@@ -189,12 +211,32 @@ impl Round<'_> {
         if self.options.dry_run {
             return Ok(false);
         }
-        let is_new = self.condemn(&epoch, &view, &sentence)?;
-        let view = self.move_out(view, &live, &uses)?;
+        self.report.epoch = epoch.epoch;
+        let condemned = self.condemn(&epoch, &view, &sentence);
+        let is_new = self.unless_full(condemned)?.unwrap_or(false);
+        let condemned = lease::newest_epoch(store, ring)?.condemned.into_iter().collect();
+        let mut view = View { condemned, ..view };
+        let moved = self.move_out(&view, &live, &uses);
+        if let Some(after) = self.unless_full(moved)?.flatten() {
+            view = after;
+        }
         self.delete(&epoch, &view, &live, &held)?;
         self.renew(&view)?;
         self.tidy(self.report.epoch)?;
         Ok(is_new && held.is_empty())
+    }
+
+    /// A full store is no reason to leave undone what needs no space.
+    fn unless_full<T>(&mut self, outcome: Result<T>) -> Result<Option<T>> {
+        match outcome {
+            Err(full @ Error::StorageFull { .. }) => {
+                tracing::info!(error = %full, "no space for a part of the collection");
+                self.report.short_of_space = true;
+                self.full.get_or_insert(full);
+                Ok(None)
+            }
+            other => other.map(Some),
+        }
     }
 
     /// The leases that count; those that fell silent are ended first.
@@ -204,77 +246,22 @@ impl Round<'_> {
         if self.options.dry_run {
             return Ok(held);
         }
-        let mut silent = Vec::new();
-        held.retain(|h| {
-            let is_alive = h.silent <= h.ttl;
-            if !is_alive {
-                silent.push(h.writer);
+        let silent: Vec<Held> = held.extract_if(.., |h| h.silent > h.ttl).collect();
+        for lease in silent {
+            match self.unless_full(lease::end_lease(&*inner.store, &lease.writer))? {
+                Some(()) => self.report.ended_leases += 1,
+                // It has not ended before that was written down.
+                None => held.push(lease),
             }
-            is_alive
-        });
-        for writer in &silent {
-            lease::end_lease(&*inner.store, writer)?;
-            self.report.ended_leases += 1;
         }
         Ok(held)
     }
 
-    fn roots(&mut self) -> Result<Roots> {
-        let store = &*self.repo.inner.store;
-        let mut trash = self.trash()?;
-        let list = self.repo.points()?;
-        if let Some((name, error)) = list.unreadable.first() {
-            return Err(cannot(format!(
-                "{name} cannot be read, so nobody knows what it needs ({error}); repair or delete it first"
-            )));
-        }
-        // Deleting goes from `points/` to `trash/`, recovering the other way; who looks on both sides misses neither.
-        trash.extend(self.trash()?);
-        let points = list.points.iter().filter_map(|p| match self.repo.record(p.id) {
-            Err(Error::NoPoint { .. }) => None,
-            other => Some(other),
-        });
-        let mut roots = Roots { points: points.collect::<Result<_>>()?, trash: Vec::new() };
-        // A deletion that met a new hold and died before it put the restore point back.
-        let holds = self.repo.holds()?;
-        let now = store.now()?;
-        for (id, object) in trash {
-            if object.age(now) > self.options.grace && !holds.contains_key(&id) {
-                if !self.options.dry_run {
-                    store.delete(&names::trash(id))?;
-                }
-                if !self.report.expired_points.contains(&id) {
-                    self.report.expired_points.push(id);
-                }
-                continue;
-            }
-            match self.repo.trashed_record(id) {
-                Ok(record) => roots.trash.push(record),
-                Err(Error::Missing { .. }) => {}
-                Err(e) if e.is_damage() => self.note(format!("{} cannot be recovered: {e}", names::trash(id))),
-                Err(e) => return Err(e),
-            }
-        }
-        self.report.points = roots.points.len() as u64;
-        self.report.recoverable_points = roots.trash.len() as u64;
-        Ok(roots)
-    }
-
-    fn trash(&self) -> Result<HashMap<PointId, Listed>> {
-        let mut trash = HashMap::new();
-        self.repo.inner.store.list(names::TRASH, &mut |object| {
-            if let Ok(id) = names::leaf(&object.name).parse() {
-                trash.insert(id, object);
-            }
-            Ok(())
-        })?;
-        Ok(trash)
-    }
-
     fn mark(&mut self, roots: &Roots, live: &LiveSet) -> Result<()> {
         let mut marker = Marker::new(self.repo, live, self.options.writer.threads, self.progress);
-        for record in &roots.points {
-            let PointRecord { point, .. } = &**record;
+        // If something is lost, one after the other says where.
+        for record in marker.mark_together(roots.points.iter().map(|record| &**record))? {
+            let point = &record.point;
             marker.mark(record).map_err(|e| match e.is_damage() {
                 true => cannot(format!(
                     "restore point {} of {} has lost parts of its manifest ({e}); heal or delete it first",
@@ -283,7 +270,7 @@ impl Round<'_> {
                 false => e,
             })?;
         }
-        for record in &roots.trash {
+        for record in marker.mark_together(roots.trash.iter())? {
             match marker.mark(record) {
                 Err(e) if e.is_damage() => {
                     self.report.notes.push(format!("{} cannot be recovered: {e}", names::trash(record.point.id)));
@@ -306,7 +293,11 @@ impl Round<'_> {
         let free: Vec<PackUse> = uses.values().filter(|p| view.is_good(&p.info)).cloned().collect();
         let total: u64 = view.present.values().sum();
         let budget = total / 100 * u64::from(self.options.budget_percent.min(100));
-        let mut sentence = judge(&free, budget, &|pack| self.may_move(pack));
+        let room = if self.options.dry_run { u64::MAX } else { self.room() };
+        let mut sentence = judge(&free, budget.min(room), &|pack| self.may_move(pack));
+        // What is condemned and cannot be moved would only be stored once more by the next backups.
+        self.report.short_of_space |=
+            room < budget && judge(&free, budget, &|pack| self.may_move(pack)).sparse.len() > sentence.sparse.len();
         for (name, bytes) in &view.present {
             let Some(id) = names::parse_pack(name) else { continue };
             if uses.contains_key(&id) || view.condemned.contains(&id) {
@@ -335,11 +326,17 @@ impl Round<'_> {
         if !self.misses_any(&entries, view, live)? {
             return Ok(true);
         }
-        if !self.options.dry_run {
-            self.repo.list_pack(pack, entries)?;
+        if !self.options.dry_run && self.unless_full(self.repo.list_pack(pack, entries))?.is_none() {
+            return Ok(false);
         }
         self.report.relisted_packs += 1;
         Ok(false)
+    }
+
+    /// Bytes that can be moved before the store is full: what packs take beside records is left out.
+    fn room(&self) -> u64 {
+        let free = self.repo.inner.store.free_bytes().unwrap_or(u64::MAX);
+        free.saturating_sub(free / 16)
     }
 
     /// Whether a referenced record has no other good place than the pack that it was found in.
@@ -375,7 +372,6 @@ impl Round<'_> {
     /// Begins a new epoch if there is something to condemn; whether it did.
     fn condemn(&mut self, known: &Epoch, view: &View, sentence: &Sentence) -> Result<bool> {
         let inner = &*self.repo.inner;
-        self.report.epoch = known.epoch;
         let packs: HashSet<ObjectId> = sentence.dead.iter().chain(&sentence.sparse).copied().collect();
         if packs.is_empty() {
             return Ok(false);
@@ -388,33 +384,38 @@ impl Round<'_> {
         Ok(true)
     }
 
-    /// Stores what is referenced in condemned packs, and in no good one, anew. Returns what is known after it.
-    fn move_out(&mut self, view: View, live: &LiveSet, uses: &HashMap<ObjectId, PackUse>) -> Result<View> {
+    /// Stores what is referenced in condemned packs, and in no good one, anew, as far as there is space. What is known
+    /// after it, if something was moved.
+    fn move_out(&mut self, view: &View, live: &LiveSet, uses: &HashMap<ObjectId, PackUse>) -> Result<Option<View>> {
         let inner = &*self.repo.inner;
-        let condemned = lease::newest_epoch(&*inner.store, &inner.ring)?.condemned.into_iter().collect();
-        let view = View { condemned, ..view };
         let has_live = |id: &&ObjectId| uses.get(id).is_some_and(|p| p.live_bytes > 0) && view.find(id).is_some();
         let sources: HashSet<ObjectId> = view.condemned.iter().filter(has_live).copied().collect();
-        let mut wanted = Vec::new();
+        let (mut wanted, mut room) = (Vec::new(), self.room());
         for (id, entries) in live_entries(&inner.index, live, &sources)? {
             let pack = &uses[&id].info;
             let mut missed = Vec::new();
             for entry in entries {
-                if self.misses_any(&[entry], &view, live)? {
+                if self.misses_any(&[entry], view, live)? {
                     missed.push(entry);
                 }
             }
             if missed.is_empty() {
                 continue;
             }
-            if self.may_move(pack) {
-                wanted.push((pack.clone(), missed));
-            } else {
+            if !self.may_move(pack) {
                 self.note(format!("{} stays: moving what is needed of it takes the data key", pack.name()));
+                continue;
+            }
+            match room.checked_sub(missed.iter().map(|entry| u64::from(entry.stored)).sum()) {
+                Some(left) => {
+                    room = left;
+                    wanted.push((pack.clone(), missed));
+                }
+                None => self.report.short_of_space = true,
             }
         }
         if wanted.is_empty() {
-            return Ok(view);
+            return Ok(None);
         }
         let moved = repack::run(self.repo, &wanted, &self.options.writer, self.progress)?;
         self.report.moved_packs += moved.packs;
@@ -424,7 +425,7 @@ impl Round<'_> {
         let state = inner.index.refresh()?;
         // A collector beside this one may have condemned where things were moved to.
         let epoch = lease::newest_epoch(&*inner.store, &inner.ring)?;
-        Ok(View { state, present, condemned: epoch.condemned.into_iter().collect() })
+        Ok(Some(View { state, present, condemned: epoch.condemned.into_iter().collect() }))
     }
 
     /// Deletes packs that were condemned when this round began, that no writer can refer to any more, and that nobody
@@ -460,22 +461,29 @@ impl Round<'_> {
             }
         }
         self.report.waiting_for = held.iter().filter(|h| h.epoch < self.report.epoch).map(|h| h.writer).collect();
-        // The index first: nobody should look for what is gone.
-        let compacted = inner.index.compact_all((ObjectId::random(), self.report.epoch), &unlist, self.progress)?;
+        // The index first: nobody should look for what is gone. Only if there is no space for that, it comes afterwards.
+        let is_unlisted = self.unlist(&unlist)?;
+        doomed.sort();
+        let names: Vec<String> = doomed.into_iter().map(|(name, _)| name).collect();
+        for name in delete_all(&*inner.store, &names, self.progress)? {
+            self.report.deleted_packs += 1;
+            self.report.freed_bytes += view.present.get(&name).copied().unwrap_or(0);
+        }
+        if !is_unlisted {
+            self.unlist(&unlist)?;
+        }
+        Ok(())
+    }
+
+    /// Compacts the index, without some packs; whether there was space for that.
+    fn unlist(&mut self, packs: &HashSet<ObjectId>) -> Result<bool> {
+        let index = &self.repo.inner.index;
+        let compacted = index.compact_all((ObjectId::random(), self.report.epoch), packs, self.progress);
+        let Some(compacted) = self.unless_full(compacted)? else { return Ok(false) };
         for (segment, e) in &compacted.failed {
             self.note(format!("index segment {segment} stays as it is: {e}"));
         }
-        doomed.sort();
-        for (name, bytes) in doomed {
-            if self.progress.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            if inner.store.delete(&name)? {
-                self.report.deleted_packs += 1;
-                self.report.freed_bytes += bytes;
-            }
-        }
-        Ok(())
+        Ok(true)
     }
 
     /// Whether a condemned pack in no segment, as a collector that died half-way leaves it, holds nothing that is missed.
@@ -528,7 +536,7 @@ impl Round<'_> {
             }
             Ok(())
         })?;
-        useless.iter().try_for_each(|name| store.delete(name).map(drop))
+        delete_all(store, &useless, self.progress).map(drop)
     }
 
     fn note(&mut self, note: String) {

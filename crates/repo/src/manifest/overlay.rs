@@ -127,8 +127,8 @@ mod tests {
         assert!(is_worth_it(&[0..1000, 1000..2048], 4096));
         assert!(!is_worth_it(&[0..1000, 1000..2049], 4096));
         assert!(!is_worth_it(&[10..20, 15..30], 4096), "overlapping");
-        assert!(!is_worth_it(&[10..10], 4096), "empty");
-        assert!(!is_worth_it(&[4090..4100], 4096), "beyond the end");
+        assert!(!is_worth_it(&[1..2, 10..10], 4096), "empty");
+        assert!(!is_worth_it(&[1..2, 4090..4100], 4096), "beyond the end");
         assert!(!is_worth_it(&[], 4096));
     }
 }

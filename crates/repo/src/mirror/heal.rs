@@ -7,17 +7,18 @@
 //! Restore points are not touched: they name content, and content that is stored again is found where it is now. Nothing
 //! is believed because the mirror says so: a chunk counts only if it hashes to the id that was lost, a page that was lost
 //! only if the page made again from the mirror's content has its id.
-//! Not here: finding damage (`verify` condemns what it finds), and restore point objects that are damaged themselves.
+//! A restore point whose own object is damaged is copied back, the object last.
+//! Not here: finding damage (`verify` condemns what it finds).
 
 use std::{collections::HashSet, sync::Arc};
 
 use serde::Serialize;
 use virtward_model::{DiskRecord, PointId, RestorePoint};
 
-use super::{Meter, by_origin, check_pair, origin};
+use super::{Meter, by_origin, check_pair, origin, send::Sending};
 use crate::{
     error::{Error, Result},
-    format::ChunkId,
+    format::{ChunkId, names},
     manifest::{
         FANOUT, Page, Ref, Tree,
         page::{LEVELS_MAX, span},
@@ -38,13 +39,13 @@ pub struct HealReport {
     pub stored: u64,
     /// Bytes of them, before compression.
     pub stored_bytes: u64,
-    /// Restore points that had losses and are whole again.
+    /// Restore points that had losses, or were damaged themselves, and are whole again.
     pub healed: Vec<PointId>,
     /// Restore points that still have losses, and which.
     pub damaged_points: Vec<DamagedPoint>,
     /// Of these, restore points that the mirror has no copy of.
     pub without_copy: Vec<PointId>,
-    /// Restore points whose own object is damaged: they can be deleted and copied back.
+    /// Restore points whose own object is damaged, and that the mirror has no whole copy of.
     pub unreadable: Vec<String>,
 }
 
@@ -62,8 +63,7 @@ impl Repository {
         self.inner.forget();
         let bad = Bad::packs(writer.avoided());
         let list = self.points()?;
-        let mut report = HealReport::default();
-        report.unreadable.extend(list.unreadable.into_iter().map(|(name, _)| name));
+        let report = HealReport::default();
         let records = list.points.iter().map(|point| self.record(point.id)).collect::<Result<Vec<_>>>()?;
         let damaged = Impact::new(self, &bad).damaged_points(&records, progress)?;
         let copies = by_origin(mirror)?;
@@ -93,7 +93,38 @@ impl Repository {
         let without_copy =
             |id: &PointId| records.iter().any(|r| r.point.id == *id && !copies.contains_key(&origin(self, &r.point)));
         report.without_copy = report.damaged_points.iter().map(|point| point.id).filter(without_copy).collect();
+        self.bring_back(mirror, list.unreadable, &mut report, options, progress)?;
         Ok(report)
+    }
+
+    /// Copies restore points back whose own objects are damaged.
+    fn bring_back(
+        &self,
+        mirror: &Repository,
+        unreadable: Vec<(String, Error)>,
+        report: &mut HealReport,
+        options: &WriterOptions,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        if unreadable.is_empty() {
+            return Ok(());
+        }
+        let mut send = Sending::new(mirror, self, options, progress)?;
+        for (name, error) in unreadable {
+            let id = names::leaf(&name).parse::<PointId>().ok();
+            // A copy has its original's id, whichever of the two this one is.
+            let id = id.filter(|id| error.is_damage() && send.points.iter().any(|point| point.id == *id));
+            let mended = match id.map(|id| send.mend(id)) {
+                Some(Err(e)) if e.is_damage() || matches!(e, Error::AlreadyExists { .. }) => false,
+                Some(outcome) => outcome?,
+                None => false,
+            };
+            match id {
+                Some(id) if mended => report.healed.push(id),
+                _ => report.unreadable.push(name),
+            }
+        }
+        Ok(())
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     progress::Progress,
     reader::{RestoreOptions, Sink},
     repository::Repository,
-    writer::{DiskSpec, DiskWriter, Writer, WriterOptions},
+    writer::{Census, DiskSpec, DiskWriter, Writer, WriterOptions},
 };
 
 /// A restore point that was copied.
@@ -52,15 +52,19 @@ pub struct CopyReport {
     pub failed: Vec<(PointId, Error)>,
 }
 
-struct Sending<'a> {
+pub(super) struct Sending<'a> {
     from: &'a Repository,
     to: &'a Repository,
     options: &'a WriterOptions,
     meter: Meter<'a>,
     /// All points of the source.
-    points: Vec<RestorePoint>,
+    pub(super) points: Vec<RestorePoint>,
+    /// Whether what is copied takes the place of a damaged object.
+    mends: bool,
     /// Points of the destination.
     there: HashMap<CopiedFrom, RestorePoint>,
+    /// Packs of the destination.
+    census: Census,
 }
 
 impl Repository {
@@ -75,14 +79,7 @@ impl Repository {
         each: &mut dyn FnMut(&CopiedPoint),
     ) -> Result<CopyReport> {
         check_pair(self, to, self)?;
-        let mut send = Sending {
-            from: self,
-            to,
-            options,
-            meter: Meter::new(progress),
-            points: self.points()?.points,
-            there: by_origin(to)?,
-        };
+        let mut send = Sending::new(self, to, options, progress)?;
         let mut report = CopyReport::default();
         let (wanted, missing): (Vec<PointId>, _) =
             ids.iter().partition(|id| send.points.iter().any(|point| point.id == **id));
@@ -111,7 +108,32 @@ impl Repository {
     }
 }
 
-impl Sending<'_> {
+impl<'a> Sending<'a> {
+    pub(super) fn new(
+        from: &'a Repository,
+        to: &'a Repository,
+        options: &'a WriterOptions,
+        progress: &'a dyn Progress,
+    ) -> Result<Self> {
+        let (points, there) = (from.points()?.points, by_origin(to)?);
+        Ok(Self {
+            from,
+            to,
+            options,
+            meter: Meter::new(progress),
+            mends: false,
+            points,
+            there,
+            census: Census::default(),
+        })
+    }
+
+    /// Copies one point over a damaged object of its; whether that was done.
+    pub(super) fn mend(&mut self, id: PointId) -> Result<bool> {
+        self.mends = true;
+        self.point(id).map(|copied| copied.is_some())
+    }
+
     /// Copies one point; `None` if it is there.
     fn point(&mut self, id: PointId) -> Result<Option<CopiedPoint>> {
         self.meter.status()?;
@@ -121,7 +143,7 @@ impl Sending<'_> {
             return Ok(None);
         }
         let before = self.meter.done();
-        let writer = self.to.writer(self.options.clone())?;
+        let writer = self.to.writer_after(self.options.clone(), &mut self.census)?;
         let (mut disks, mut bases) = (Vec::with_capacity(point.disks.len()), Vec::new());
         for disk in &point.disks {
             let (copy, base) = self.disk(&writer, &point, disk)?;
@@ -131,7 +153,7 @@ impl Sending<'_> {
         let attachments = self.from.attachments(id)?;
         let came_home = origin.repository == self.to.id();
         let copy = RestorePoint { disks, copied_from: (!came_home).then(|| origin.clone()), ..point };
-        writer.publish(copy.clone(), attachments)?;
+        writer.publish_or_mend(copy.clone(), attachments, self.mends)?;
         let copied = CopiedPoint {
             id,
             vm: copy.vm.clone(),

@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
 use jiff::Timestamp;
@@ -75,6 +75,12 @@ impl Store for AppendOnly {
     }
     fn fetches_in_flight(&self) -> usize {
         self.inner.fetches_in_flight()
+    }
+    fn free_bytes(&self) -> Option<u64> {
+        self.inner.free_bytes()
+    }
+    fn heed(&self, cancel: &Arc<AtomicBool>) {
+        self.inner.heed(cancel);
     }
     fn retention(&self) -> Option<std::time::Duration> {
         self.inner.retention()

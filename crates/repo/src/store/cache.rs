@@ -1,9 +1,12 @@
-//! Local copies of what is read again and again from a remote store: index segments and packs of manifest pages.
+//! Local copies of what is read again and again: restore points ([`points`]), and from a remote store index segments and
+//! packs of manifest pages too.
 //!
-//! These objects never change under their name, so a copy cannot be stale; they are sealed, so it reveals nothing. Copies
+//! The latter never change under their name, so a copy cannot be stale; they are sealed, so it reveals nothing. Copies
 //! are blocks of 256 KiB, which fetches thirty pages with one request. Each block carries a checksum over name, place and
 //! bytes: one that was cut short, altered or exchanged is dropped and fetched again. Whether an object exists is always
-//! asked of the store. The cache may fail, fill up or vanish at any time; then it is only slower.
+//! asked of the store, and nothing is given out that a listing of the store contradicts. The cache may fail, fill up or vanish at any time; then it is only slower.
+
+mod points;
 
 use std::{
     collections::HashMap,
@@ -11,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::SystemTime,
 };
@@ -24,10 +27,13 @@ use crate::{
     format::{ObjectId, names},
     util::lock,
 };
+use points::PointCopies;
 
 const BLOCK_BYTES: u64 = 256 << 10;
 /// Blocks fetched with one request.
 const RUN_BLOCKS: u64 = 32;
+/// Restore points of a directory that are opened as fast from where they are.
+const FEW_POINTS: usize = 200;
 /// After a block: the object's length and the checksum.
 const TRAILER_BYTES: usize = 8 + 32;
 
@@ -45,28 +51,42 @@ pub struct CachedStore {
     inner: Arc<dyn Store>,
     dir: PathBuf,
     max_bytes: u64,
+    /// Whether blocks are kept, or restore points only.
+    has_blocks: bool,
+    points: PointCopies,
     sizes: Mutex<HashMap<String, u64>>,
     /// Bytes added since the cache was last found small enough.
     added: AtomicU64,
 }
 
-/// Objects that are worth keeping.
-fn is_kept(name: &str) -> bool {
-    name.starts_with(names::INDEX) || name.starts_with(names::META)
-}
-
 impl CachedStore {
-    /// In front of a store. Makes its directory.
+    /// In front of a remote store. Makes its directory.
     pub fn new(inner: Arc<dyn Store>, options: &CacheOptions) -> Result<Self> {
+        let cache = Self::assemble(inner, options, 0);
+        let fail = |e| Error::io("create", cache.dir.display().to_string(), e);
+        use std::os::unix::fs::DirBuilderExt;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&cache.dir).map_err(fail)?;
+        cache.shrink();
+        Ok(Self { has_blocks: true, ..cache })
+    }
+
+    /// In front of a store that is fast, but for thousands of small objects: a directory. Keeps restore points only, and
+    /// makes its directory when there are many.
+    pub fn of_points(inner: Arc<dyn Store>, options: &CacheOptions) -> Self {
+        Self::assemble(inner, options, FEW_POINTS)
+    }
+
+    fn assemble(inner: Arc<dyn Store>, options: &CacheOptions, points_min: usize) -> Self {
         let place = blake3::hash(inner.location().as_bytes());
         let dir = options.dir.join(hex::encode(&place.as_bytes()[..16]));
-        let fail = |e| Error::io("create", dir.display().to_string(), e);
-        use std::os::unix::fs::DirBuilderExt;
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(fail)?;
-        let cache =
-            Self { inner, dir, max_bytes: options.max_bytes, sizes: Mutex::default(), added: AtomicU64::new(0) };
-        cache.shrink();
-        Ok(cache)
+        let points = PointCopies::new(dir.clone(), options.max_bytes / 4, points_min);
+        let (sizes, added) = (Mutex::default(), AtomicU64::new(0));
+        Self { inner, dir, max_bytes: options.max_bytes, has_blocks: false, points, sizes, added }
+    }
+
+    /// Whether an object is worth keeping blocks of.
+    fn is_kept(&self, name: &str) -> bool {
+        self.has_blocks && (name.starts_with(names::INDEX) || name.starts_with(names::META))
     }
 
     fn file(&self, name: &str, block: u64) -> PathBuf {
@@ -220,13 +240,21 @@ impl Store for CachedStore {
         self.inner.location()
     }
     fn read_range(&self, name: &str, offset: u64, buf: &mut [u8]) -> Result<()> {
-        if is_kept(name) { self.read_kept(name, offset, buf) } else { self.inner.read_range(name, offset, buf) }
+        if self.is_kept(name) { self.read_kept(name, offset, buf) } else { self.inner.read_range(name, offset, buf) }
     }
     fn size(&self, name: &str) -> Result<u64> {
         self.inner.size(name)
     }
     fn get(&self, name: &str, max: u64) -> Result<Vec<u8>> {
-        self.inner.get(name, max)
+        if !name.starts_with(names::POINTS) {
+            return self.inner.get(name, max);
+        }
+        if let Some(bytes) = self.points.load(name).filter(|bytes| bytes.len() as u64 <= max) {
+            return Ok(bytes);
+        }
+        let bytes = self.inner.get(name, max)?;
+        self.points.keep(name, &bytes);
+        Ok(bytes)
     }
     fn put_if_absent(&self, name: &str, bytes: &[u8]) -> Result<Put> {
         self.inner.put_if_absent(name, bytes)
@@ -235,12 +263,20 @@ impl Store for CachedStore {
         self.inner.create(name)
     }
     fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
+        let mut points = Vec::new();
         self.inner.list(prefix, &mut |object| {
-            if is_kept(&object.name) {
+            if self.is_kept(&object.name) {
                 lock(&self.sizes).insert(object.name.clone(), object.bytes);
             }
+            if prefix == names::POINTS {
+                points.push(object.clone());
+            }
             each(object)
-        })
+        })?;
+        if prefix == names::POINTS {
+            self.points.listed(points.into_iter());
+        }
+        Ok(())
     }
     fn now(&self) -> Result<Timestamp> {
         self.inner.now()
@@ -255,10 +291,17 @@ impl Store for CachedStore {
     fn forget(&self) {
         lock(&self.sizes).clear();
         clear(&self.dir);
+        self.points.forget();
         self.inner.forget();
     }
     fn fetches_in_flight(&self) -> usize {
         self.inner.fetches_in_flight()
+    }
+    fn free_bytes(&self) -> Option<u64> {
+        self.inner.free_bytes()
+    }
+    fn heed(&self, cancel: &Arc<AtomicBool>) {
+        self.inner.heed(cancel);
     }
     fn retention(&self) -> Option<std::time::Duration> {
         self.inner.retention()
@@ -290,6 +333,10 @@ mod tests {
         let options = CacheOptions { dir: dir.path().join("cache"), max_bytes };
         let cache = CachedStore::new(Arc::new(counted.clone()), &options).unwrap();
         Stand { objects, counted, cache, dir }
+    }
+
+    fn options(stand: &Stand) -> CacheOptions {
+        CacheOptions { dir: stand.dir.path().join("cache"), max_bytes: 1 << 30 }
     }
 
     fn files(stand: &Stand) -> Vec<PathBuf> {
@@ -349,6 +396,36 @@ mod tests {
         stand.objects.tamper("index/a", Some(b"evil".to_vec()));
         stand.cache.forget();
         assert_eq!(stand.cache.get_range("index/a", 0, 4).unwrap(), b"evil");
+    }
+
+    #[test]
+    fn restore_points_are_read_once_and_as_the_store_has_them() {
+        let stand = stand(1 << 30);
+        let next = || CachedStore::of_points(Arc::new(stand.counted.clone()), &options(&stand));
+        let names: Vec<String> = (0..FEW_POINTS).map(|n| format!("points/{n:032x}")).collect();
+        for name in &names {
+            let _ = stand.objects.put_if_absent(name, name.as_bytes()).unwrap();
+        }
+        let read = |store: &CachedStore| {
+            let before = stand.counted.operations();
+            store.list(names::POINTS, &mut |_| Ok(())).unwrap();
+            for name in &names {
+                assert_eq!(store.get(name, 100).ok(), stand.objects.get(name, 100).ok(), "{name}");
+            }
+            stand.counted.operations() - before - 1
+        };
+        assert!(read(&next()) >= names.len() as u64);
+        assert_eq!(read(&next()), 0);
+        // Deleted, and copied back with as many other bytes.
+        stand.objects.tamper(&names[7], Some(vec![b'7'; names[7].len()]));
+        assert!((1..5).contains(&read(&next())));
+        stand.objects.tamper(&names[8], None);
+        assert!(next().get(&names[8], 100).is_err(), "without a listing the store is asked");
+        let store = next();
+        store.list(names::POINTS, &mut |_| Ok(())).unwrap();
+        assert!(store.get(&names[8], 100).is_err());
+        store.forget();
+        assert!(read(&next()) >= names.len() as u64 - 1);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -96,7 +96,11 @@ impl FaultyStore {
     }
 
     fn apply<T>(&self, name: &str, is_write: bool, act: impl FnOnce() -> Result<T>) -> Result<T> {
-        match self.fate(is_write) {
+        self.suffer(self.fate(is_write), name, act)
+    }
+
+    fn suffer<T>(&self, fate: Fate, name: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        match fate {
             Fate::FailBefore => Err(injected(name)),
             Fate::Full => Err(Error::StorageFull { object: name.into() }),
             Fate::FailAfter => act().and_then(|_| Err(injected(name))),
@@ -145,6 +149,12 @@ impl Store for FaultyStore {
     fn fetches_in_flight(&self) -> usize {
         self.inner.fetches_in_flight()
     }
+    fn free_bytes(&self) -> Option<u64> {
+        self.inner.free_bytes()
+    }
+    fn heed(&self, cancel: &Arc<AtomicBool>) {
+        self.inner.heed(cancel);
+    }
     fn retention(&self) -> Option<Duration> {
         self.inner.retention()
     }
@@ -155,7 +165,12 @@ impl Store for FaultyStore {
         self.apply("the clock", false, || self.inner.now())
     }
     fn delete(&self, name: &str) -> Result<bool> {
-        self.apply(name, true, || self.inner.delete(name))
+        // Deleting takes no space.
+        let fate = match self.fate(true) {
+            Fate::Full => Fate::Fine,
+            fate => fate,
+        };
+        self.suffer(fate, name, || self.inner.delete(name))
     }
 }
 

@@ -3,10 +3,14 @@
 //! An object is written to `tmp/`, synced, then moved to its name without replacing (`renameat2`, or `link` where the
 //! file system lacks it), then its directory is synced. A writer holds a lock on its temporary file for as long as it
 //! lives, so files of dead writers are told from those of live ones without any clock but the file server's own.
+//!
+//! Packs leave a small share of the file system free. Whoever deletes restore points or collects garbage has to write a
+//! little before anything is freed, and could not do so where backups had taken the last block.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read},
+    ops::RangeInclusive,
     os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -14,15 +18,19 @@ use std::{
 
 use jiff::Timestamp;
 use rustix::{
-    fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with},
+    fs::{
+        AtFlags, CWD, FlockOperation, RenameFlags, StatVfs, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock,
+        fstatvfs, renameat_with, statvfs, utimensat,
+    },
     io::Errno,
 };
 
 use super::{Listed, ObjectWriter, Put, Store, check_name};
 use crate::{
     direct::DirectFile,
+    disorder::{self, Disorder},
     error::{Error, Result},
-    format::ObjectId,
+    format::{ObjectId, names},
 };
 
 const TMP: &str = "tmp";
@@ -30,6 +38,11 @@ const TMP: &str = "tmp";
 const TMP_AGE_MIN: Duration = Duration::from_secs(60);
 /// Where locks do not work, only files this old count as abandoned.
 const TMP_AGE_UNLOCKABLE: Duration = Duration::from_secs(7 * 86_400);
+
+/// Part of the file system that packs leave free: one of this many.
+const RESERVE_SHARE: u64 = 100;
+/// As much as a collection of a small repository writes, and as much as anybody would give up.
+const RESERVE_BYTES: RangeInclusive<u64> = 1 << 20..=256 << 20;
 
 /// A store in a directory, which is created by the first write.
 #[derive(Clone, Debug)]
@@ -68,8 +81,17 @@ impl FsStore {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&tmp).map_err(fail)?;
         // Best effort: without a lock the file only counts as abandoned much later.
         let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
-        Ok(FsWriter { file: DirectFile::new(file), pending: Vec::new(), written: 0, tmp: Some(tmp), target })
+        let is_pack = names::parse_pack(name).is_some();
+        Ok(FsWriter { file: DirectFile::new(file), pending: Vec::new(), written: 0, tmp: Some(tmp), target, is_pack })
     }
+}
+
+/// Bytes that packs may still take.
+fn room_of(stat: &StatVfs) -> Option<u64> {
+    // Some network file systems do not say.
+    let total = stat.f_blocks.checked_mul(stat.f_frsize).filter(|total| *total > 0)?;
+    let reserve = (total / RESERVE_SHARE).clamp(*RESERVE_BYTES.start(), *RESERVE_BYTES.end());
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(reserve))
 }
 
 /// Creates missing directories and syncs the parent of each new one.
@@ -128,13 +150,28 @@ struct FsWriter {
     written: u64,
     tmp: Option<PathBuf>,
     target: PathBuf,
+    is_pack: bool,
 }
 
 impl FsWriter {
+    /// Fails if a pack would take what is kept free.
+    fn check_room(&self, bytes: usize) -> io::Result<()> {
+        if !self.is_pack || bytes == 0 {
+            return Ok(());
+        }
+        match fstatvfs(self.file.plain()).ok().as_ref().and_then(room_of) {
+            Some(room) if room < bytes as u64 => Err(io::ErrorKind::StorageFull.into()),
+            _ => Ok(()),
+        }
+    }
+
     fn finish_io(&mut self) -> io::Result<Put> {
+        self.check_room(self.pending.len())?;
         self.file.write_all_at(&self.pending, self.written)?;
         self.pending.clear();
-        self.file.sync()?;
+        if !disorder::is(Disorder::NameBeforeBytes) {
+            self.file.sync()?;
+        }
         let dir = self.target.parent().expect("an object is inside the root");
         make_dirs(dir)?;
         let tmp = self.tmp.as_deref().expect("finished once");
@@ -142,7 +179,9 @@ impl FsWriter {
         if put == Put::Created {
             self.tmp = None;
         }
-        sync_dir(dir)?;
+        if !disorder::is(Disorder::AnswerBeforeName) {
+            sync_dir(dir)?;
+        }
         Ok(put)
     }
 }
@@ -154,7 +193,7 @@ impl ObjectWriter for FsWriter {
         if whole == 0 {
             return Ok(());
         }
-        let done = self.file.write_all_at(&self.pending[..whole], self.written);
+        let done = self.check_room(whole).and_then(|()| self.file.write_all_at(&self.pending[..whole], self.written));
         done.map_err(|e| Error::io("write", self.target.display().to_string(), e))?;
         self.written += whole as u64;
         self.pending.drain(..whole);
@@ -222,6 +261,10 @@ impl Store for FsStore {
         let fail = |e| Error::io("tell the time in", tmp.display().to_string(), e);
         make_dirs(&tmp).map_err(fail)?;
         server_now(&tmp).and_then(timestamp).map_err(fail)
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        statvfs(&self.root).ok().as_ref().and_then(room_of)
     }
 
     fn delete(&self, name: &str) -> Result<bool> {
@@ -306,7 +349,18 @@ fn clean_tmp(tmp: &Path) -> io::Result<()> {
 /// The time by the clock that stamps the files.
 fn server_now(tmp: &Path) -> io::Result<SystemTime> {
     let probe = tmp.join(format!("probe.{}", ObjectId::random()));
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe)?;
+    let file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe) {
+        Ok(file) => file,
+        // What is there already can be stamped without any space.
+        Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            let (now, as_it_is) = (UTIME_NOW, UTIME_OMIT);
+            let stamp = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+            let times = Timestamps { last_access: stamp(as_it_is), last_modification: stamp(now) };
+            utimensat(CWD, tmp, &times, AtFlags::empty())?;
+            return fs::metadata(tmp)?.modified();
+        }
+        Err(e) => return Err(e),
+    };
     let now = file.metadata().and_then(|meta| meta.modified());
     fs::remove_file(&probe)?;
     now

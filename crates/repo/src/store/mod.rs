@@ -9,11 +9,17 @@ pub mod append;
 pub mod cache;
 pub mod faulty;
 pub mod fs;
+#[cfg(test)]
+mod fs_test;
 pub mod mem;
 mod retry;
 pub mod s3;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 
@@ -105,6 +111,14 @@ pub trait Store: Send + Sync {
     fn fetches_in_flight(&self) -> usize {
         1
     }
+    /// Bytes that can still be written to packs, where the store knows.
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+    /// From now on a call that waits for the store to come back gives up with [`Error::Cancelled`] when this is raised.
+    fn heed(&self, cancel: &Arc<AtomicBool>) {
+        let _ = cancel;
+    }
     /// How long objects are kept from being deleted after they were written or renewed, if the store does so.
     fn retention(&self) -> Option<Duration> {
         None
@@ -124,7 +138,7 @@ pub struct StoreOptions {
     pub s3: s3::S3Options,
     /// Refuse to delete anything: see [`append::AppendOnly`].
     pub append_only: bool,
-    /// Local copies of the index of a remote store.
+    /// Local copies of restore points, and of the index of a remote store.
     pub cache: Option<cache::CacheOptions>,
 }
 
@@ -137,7 +151,7 @@ pub fn open(url_or_path: &str) -> Result<Arc<dyn Store>> {
 pub fn open_with(url_or_path: &str, options: &StoreOptions) -> Result<Arc<dyn Store>> {
     let store = match url_or_path.strip_prefix("s3://") {
         Some(rest) => with_cache(Arc::new(s3::S3Store::open(rest, &options.s3)?), options),
-        None => Arc::new(fs::FsStore::new(local(url_or_path)?)),
+        None => with_points(Arc::new(fs::FsStore::new(local(url_or_path)?)), options),
     };
     Ok(if options.append_only { Arc::new(append::AppendOnly::new(store)) } else { store })
 }
@@ -150,6 +164,13 @@ fn with_cache(store: Arc<dyn Store>, options: &StoreOptions) -> Arc<dyn Store> {
             tracing::warn!(%error, "no local copies of the index are kept, which makes everything slower");
             store
         }
+    }
+}
+
+fn with_points(store: Arc<dyn Store>, options: &StoreOptions) -> Arc<dyn Store> {
+    match &options.cache {
+        Some(cache) => Arc::new(cache::CachedStore::of_points(store, cache)),
+        None => store,
     }
 }
 

@@ -2,7 +2,11 @@
 //!
 //! Pages that restore points share are walked once: a page below which all is well is remembered.
 
-use std::{collections::HashSet, ops::Range, sync::Arc};
+use std::{
+    collections::HashSet,
+    ops::Range,
+    sync::{Arc, Mutex},
+};
 
 use virtward_model::DiskRecord;
 
@@ -13,55 +17,51 @@ use crate::{
     manifest::{FANOUT, Page, Ref, Tree, page::span, point::PointRecord, tree::Pages},
     progress::Progress,
     repository::Repository,
+    util::{lock, parallel_map, reading_threads},
 };
 
 /// Finds what is lost if everything in some packs and records is.
 pub(crate) struct Impact<'a> {
     repo: &'a Repository,
     bad: &'a Bad,
-    clean: HashSet<(ChunkId, u8)>,
+    clean: Mutex<HashSet<(ChunkId, u8)>>,
 }
 
 impl<'a> Impact<'a> {
     /// Of a repository whose index is up to date.
     pub fn new(repo: &'a Repository, bad: &'a Bad) -> Self {
-        Self { repo, bad, clean: HashSet::new() }
+        Self { repo, bad, clean: Mutex::default() }
     }
 
-    /// The restore points that have lost something.
-    pub fn damaged_points(
-        &mut self,
-        records: &[Arc<PointRecord>],
-        progress: &dyn Progress,
-    ) -> Result<Vec<DamagedPoint>> {
-        let mut damaged = Vec::new();
-        for record in records {
+    /// The restore points that have lost something, in the order of the records.
+    pub fn damaged_points(&self, records: &[Arc<PointRecord>], progress: &dyn Progress) -> Result<Vec<DamagedPoint>> {
+        let numbered: Vec<(usize, &PointRecord)> = records.iter().map(|record| &**record).enumerate().collect();
+        let threads = reading_threads(&*self.repo.inner.store, 0);
+        let mut damaged = parallel_map(&numbered, threads, |(number, record)| {
             if progress.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            let mut disks = Vec::new();
-            for disk in &record.point.disks {
-                let ranges = self.disk(disk)?;
-                if !ranges.is_empty() {
-                    disks.push(DamagedDisk { target: disk.target.clone(), ranges });
-                }
-            }
-            let mut attachments = false;
-            for chunk in &record.attachments.chunks {
-                attachments |= !self.is_there(chunk)?;
-            }
-            if attachments || !disks.is_empty() {
-                let point = &record.point;
-                damaged.push(DamagedPoint {
-                    id: point.id,
-                    vm: point.vm.clone(),
-                    taken: point.taken,
-                    disks,
-                    attachments,
-                });
+            Ok(self.damaged_point(record)?.map(|point| (*number, point)))
+        })?;
+        damaged.sort_by_key(|(number, _)| *number);
+        Ok(damaged.into_iter().map(|(_, point)| point).collect())
+    }
+
+    fn damaged_point(&self, record: &PointRecord) -> Result<Option<DamagedPoint>> {
+        let point = &record.point;
+        let mut disks = Vec::new();
+        for disk in &point.disks {
+            let ranges = self.disk(disk)?;
+            if !ranges.is_empty() {
+                disks.push(DamagedDisk { target: disk.target.clone(), ranges });
             }
         }
-        Ok(damaged)
+        let mut attachments = false;
+        for chunk in &record.attachments.chunks {
+            attachments |= !self.is_there(chunk)?;
+        }
+        let damaged = DamagedPoint { id: point.id, vm: point.vm.clone(), taken: point.taken, disks, attachments };
+        Ok((damaged.attachments || !damaged.disks.is_empty()).then_some(damaged))
     }
 
     /// Whether a chunk or page has a place that is not bad.
@@ -70,7 +70,7 @@ impl<'a> Impact<'a> {
     }
 
     /// The byte ranges of a disk that are lost, in order.
-    pub fn disk(&mut self, disk: &DiskRecord) -> Result<Vec<Range<u64>>> {
+    pub fn disk(&self, disk: &DiskRecord) -> Result<Vec<Range<u64>>> {
         let tree = match Tree::parse(&disk.root, disk.size_bytes, disk.chunk_bytes) {
             Ok(tree) => tree,
             Err(_) => return Ok(std::iter::once(0..disk.size_bytes).collect()),
@@ -83,8 +83,8 @@ impl<'a> Impact<'a> {
     }
 
     /// Appends the chunks that are lost below a page.
-    fn page(&mut self, id: &ChunkId, level: u8, node: u64, end: u64, lost: &mut Vec<Range<u64>>) -> Result<()> {
-        if self.clean.contains(&(*id, level)) {
+    fn page(&self, id: &ChunkId, level: u8, node: u64, end: u64, lost: &mut Vec<Range<u64>>) -> Result<()> {
+        if lock(&self.clean).contains(&(*id, level)) {
             return Ok(());
         }
         let whole = node * span(level)..((node + 1) * span(level)).min(end);
@@ -112,7 +112,7 @@ impl<'a> Impact<'a> {
             }
         }
         if before == (lost.len(), lost.last().map(|r| r.end)) {
-            self.clean.insert((*id, level));
+            lock(&self.clean).insert((*id, level));
         }
         Ok(())
     }

@@ -9,8 +9,11 @@
 //! Invariants: a restore point appears only after everything that it refers to is durable; a run that is dropped, at
 //! any instant, leaves only garbage; a failure reaches every later call of the run.
 
+mod census;
 mod disk;
 mod finisher;
+#[cfg(test)]
+mod order_test;
 mod shared;
 
 use std::{
@@ -23,10 +26,12 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, bounded};
 use virtward_model::{DiskRecord, RestorePoint};
 
+pub(crate) use census::Census;
 pub use disk::{ChunkBuf, Compared, DiskResult, DiskStats, DiskWriter};
 use shared::{Job, Shared};
 
 use crate::{
+    disorder::{self, Disorder},
     error::{Error, Result},
     format::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ChunkId, ObjectId, names},
     lease::Lease,
@@ -40,7 +45,7 @@ use crate::{
     },
     repository::Repository,
     store::Put,
-    util::default_threads,
+    util::{default_threads, lock},
 };
 
 /// How a run works.
@@ -95,13 +100,18 @@ pub struct Writer {
 impl Repository {
     /// Begins a backup run. Nothing is visible to anyone before [`Writer::publish`].
     pub fn writer(&self, options: WriterOptions) -> Result<Writer> {
+        self.writer_after(options, &mut Census::default())
+    }
+
+    /// The same as one of several runs, of which only the first lists all packs.
+    pub(crate) fn writer_after(&self, options: WriterOptions, census: &mut Census) -> Result<Writer> {
         let inner = &self.inner;
         inner.store.clean();
         let lease = Lease::begin(inner.store.clone(), inner.ring.clone(), options.lease_ttl)?;
         // After the lease, so that the index is not older than it.
         let state = inner.index.refresh()?;
         // What is lost or was found damaged is stored again, not referred to.
-        let mut avoid = inner.lost_packs(&state)?;
+        let mut avoid = census.lost_packs(inner, &state)?;
         avoid.extend(&lease.condemned);
         let pack_bytes = options.pack_bytes.unwrap_or_else(|| pack_target(&state)).clamp(1 << 12, 512 << 20);
         let threads = if options.threads == 0 { default_threads() } else { options.threads };
@@ -129,6 +139,29 @@ impl Repository {
         }
         Ok(writer)
     }
+}
+
+/// Puts a restore point and acknowledges it.
+fn put_point(repo: &Repository, lease: &Lease, record: &PointRecord, mends: bool) -> Result<()> {
+    let bytes = point::seal(&repo.inner.ring, record)?;
+    let (store, name) = (&repo.inner.store, names::point(record.point.id));
+    lease.check()?;
+    if mends {
+        repo.make_way(record.point.id, &bytes)?;
+    }
+    match store.put_if_absent(&name, &bytes)? {
+        Put::Created => {}
+        Put::Exists => return Err(Error::AlreadyExists { location: name, what: "is a restore point already".into() }),
+    }
+    // Not before this answer is the restore point acknowledged: see `lease`.
+    if let Err(e) = lease.check().and_then(|()| repo.check_in_place()) {
+        // Another copy of the same restore point can have taken the place of this one meanwhile, and is acknowledged.
+        if repo.inner.get_small(&name).is_ok_and(|there| there == bytes) {
+            let _ = store.delete(&name);
+        }
+        return Err(e);
+    }
+    Ok(())
 }
 
 /// 64 MiB up to a TiB of packs, then growing with its square root up to 256 MiB at 16 TiB.
@@ -221,12 +254,22 @@ impl Writer {
         if twice {
             return Err(Error::Misuse { what: "a run was completed twice".into() });
         }
-        self.shared.settle()
+        if disorder::is(Disorder::PointFirst) { Ok(()) } else { self.shared.settle() }
     }
 
     /// Makes the restore point: last, atomically, and only once everything it refers to is durable. Every disk must
     /// be finished before.
-    pub fn publish(mut self, point: RestorePoint, attachments: Vec<Attachment>) -> Result<()> {
+    pub fn publish(self, point: RestorePoint, attachments: Vec<Attachment>) -> Result<()> {
+        self.publish_or_mend(point, attachments, false)
+    }
+
+    /// The same, and with `mends` in place of a damaged object of the same restore point.
+    pub(crate) fn publish_or_mend(
+        mut self,
+        point: RestorePoint,
+        attachments: Vec<Attachment>,
+        mends: bool,
+    ) -> Result<()> {
         let shared = self.shared.clone();
         let lease = self.lease.take().expect("present until published");
         for disk in &point.disks {
@@ -238,23 +281,10 @@ impl Writer {
             self.complete(&attachments)?;
         }
         let attachments = self.completed.take().unwrap_or_default();
-        let record = PointRecord { attachments, writer: lease.writer(), epoch: lease.epoch(), point };
-        let bytes = point::seal(&shared.repo.inner.ring, &record)?;
-        let name = names::point(record.point.id);
-        let store = &shared.repo.inner.store;
-        lease.check()?;
-        match store.put_if_absent(&name, &bytes)? {
-            Put::Created => {}
-            Put::Exists => {
-                return Err(Error::AlreadyExists { location: name, what: "is a restore point already".into() });
-            }
-        }
-        // Not before this answer is the restore point acknowledged: see `lease`.
-        if let Err(e) = lease.check().and_then(|()| shared.repo.check_in_place()) {
-            let _ = store.delete(&name);
-            return Err(e);
-        }
-        Ok(())
+        let record = Arc::new(PointRecord { attachments, writer: lease.writer(), epoch: lease.epoch(), point });
+        put_point(&shared.repo, &lease, &record, mends)?;
+        lock(&shared.repo.inner.points).insert(record.point.id, record);
+        if disorder::is(Disorder::PointFirst) { shared.settle() } else { Ok(()) }
     }
 
     /// Packs that count as absent for this run: condemned by its epoch, or lost.

@@ -2,7 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use virtward_repo::{Error, GcOptions, GcReport, Repository, Store, VerifyMode, VerifyOptions, store::mem::MemStore};
+use virtward_repo::{
+    Error, GcOptions, GcReport, Repository, Store, VerifyMode, VerifyOptions,
+    store::{
+        faulty::{Faults, FaultyStore},
+        mem::MemStore,
+    },
+};
 
 use crate::common::*;
 
@@ -230,5 +236,76 @@ fn two_collectors_at_once_do_no_harm() {
     });
     collect(&open(&store), Duration::ZERO);
     assert_eq!(restore(&open(&store), &kept.disks[0]).unwrap(), image);
+    assert_clean(&store);
+}
+
+/// A repository with a restore point that stays, and dead and half-empty packs.
+fn with_garbage() -> (MemStore, virtward_model::RestorePoint, Vec<u8>) {
+    let (store, repo) = mem_repo();
+    let mut image = noise(1, 8 << 20);
+    let first = back_up(&repo, "one", &image).unwrap();
+    let other = back_up(&repo, "two", &noise(2, 4 << 20)).unwrap();
+    // Every second chunk anew: what the first one stored is needed by halves.
+    for (number, chunk) in image.chunks_mut(CHUNK as usize).enumerate().filter(|(number, _)| number % 4 > 0) {
+        chunk.copy_from_slice(&noise(100 + number as u64, CHUNK as usize));
+    }
+    let second = back_up(&repo, "one", &image).unwrap();
+    repo.delete_point(first.id).unwrap();
+    repo.delete_point(other.id).unwrap();
+    store.advance(DAY);
+    (store, second, image)
+}
+
+fn collect_on_a_full_store(store: &MemStore, full_at: u64) -> (Result<GcReport, Error>, u64) {
+    let faults = Faults { full_at: Some(full_at), ..Faults::default() };
+    let faulty = FaultyStore::new(Arc::new(store.clone()), faults);
+    let repo = Repository::open(Arc::new(faulty.clone()), &secret()).unwrap();
+    let options = GcOptions { grace: Duration::ZERO, budget_percent: 100, writer: small(), ..GcOptions::default() };
+    (repo.collect_garbage(&options, &()), faulty.operations())
+}
+
+#[test]
+fn a_store_that_is_full_at_any_moment_loses_nothing() {
+    let (origin, point, image) = with_garbage();
+    let whole = origin.fork();
+    let (outcome, operations) = collect_on_a_full_store(&whole, u64::MAX);
+    assert!(outcome.unwrap().moved_packs > 0);
+    let least = bytes(&whole);
+    let (mut refused, mut short, mut freed_all_the_same) = (0, 0, 0);
+    for full_at in 0..operations {
+        let store = origin.fork();
+        match collect_on_a_full_store(&store, full_at).0 {
+            Ok(report) => {
+                short += u32::from(report.short_of_space);
+                freed_all_the_same += u32::from(report.short_of_space && report.freed_bytes > 1 << 20);
+            }
+            Err(Error::StorageFull { .. }) => refused += 1,
+            Err(other) => panic!("full at {full_at}: {other}"),
+        }
+        assert_eq!(restore(&open(&store), &point.disks[0]).unwrap(), image, "full at {full_at}");
+        assert!(open(&store).check(&()).unwrap().is_ok(), "full at {full_at}");
+        // With space it goes on, and ends where it would have ended.
+        let report = collect(&open(&store), Duration::ZERO);
+        assert!(!report.short_of_space && report.notes.is_empty(), "full at {full_at}: {report:?}");
+        collect(&open(&store), Duration::ZERO);
+        assert!(bytes(&store) <= least + (1 << 20), "full at {full_at}: {} where {least} are enough", bytes(&store));
+        assert_clean(&store);
+    }
+    assert!(refused > 0 && short > 0 && freed_all_the_same > 0, "{refused} {short} {freed_all_the_same}");
+}
+
+#[test]
+fn what_was_condemned_is_deleted_from_a_store_without_any_space() {
+    let (store, point, image) = with_garbage();
+    let running = open(&store).writer(small()).unwrap();
+    let report = collect(&open(&store), Duration::ZERO);
+    assert!(report.freed_bytes == 0 && report.pending_bytes > 1 << 20, "{report:?}");
+    drop(running);
+    let report = collect_on_a_full_store(&store, 0).0.unwrap();
+    assert!(report.freed_bytes > 1 << 20 && report.short_of_space, "{report:?}");
+    assert_eq!(restore(&open(&store), &point.disks[0]).unwrap(), image);
+    let check = open(&store).check(&()).unwrap();
+    assert!(check.is_ok(), "packs that are still listed and were deleted are no damage: {:?}", check.damaged);
+    collect(&open(&store), Duration::ZERO);
     assert_clean(&store);
 }

@@ -14,11 +14,12 @@ type Hook = Box<dyn FnOnce() + Send>;
 pub struct Hooked {
     inner: MemStore,
     hook: Arc<Mutex<Option<(String, bool, Hook)>>>,
+    done: Arc<Mutex<Vec<String>>>,
 }
 
 impl Hooked {
     pub fn new(inner: &MemStore) -> Self {
-        Self { inner: inner.clone(), hook: Arc::default() }
+        Self { inner: inner.clone(), hook: Arc::default(), done: Arc::default() }
     }
 
     /// Once, before (or after) the first operation that is described so: `delete points/`, `put trash/`, `size holds/`.
@@ -31,9 +32,16 @@ impl Hooked {
         self.hook.lock().unwrap().is_none()
     }
 
+    /// How many operations since the last question are described so.
+    pub fn count(&self, operation: &str) -> usize {
+        let done = std::mem::take(&mut *self.done.lock().unwrap());
+        done.iter().filter(|line| line.starts_with(operation)).count()
+    }
+
     fn around<T>(&self, operation: &str, name: &str, act: impl FnOnce() -> T) -> T {
         let mut hook = self.hook.lock().unwrap();
         let line = format!("{operation} {name}");
+        self.done.lock().unwrap().push(line.clone());
         let taken = if hook.as_ref().is_some_and(|(at, ..)| line.starts_with(&**at)) { hook.take() } else { None };
         drop(hook);
         match taken {

@@ -10,6 +10,7 @@ mod hooked;
 mod independent;
 mod index;
 mod keys;
+mod many;
 mod mirror;
 mod overlays;
 mod races;

@@ -11,7 +11,7 @@ use virtward_repo::{
     },
 };
 
-use crate::common::*;
+use crate::{common::*, hooked::Hooked};
 
 const C: usize = CHUNK as usize;
 
@@ -289,4 +289,130 @@ fn a_mirror_with_other_content_heals_nothing() {
     let report = repo.heal_from(&to, &small(), &()).unwrap();
     assert_eq!(report.damaged_points.len(), 1);
     assert!(restore(&repo, &point.disks[0]).is_err());
+}
+
+/// Damages every object that matches, so that it is still there.
+fn spoil(store: &MemStore, prefix: &str) {
+    for (number, name) in store.names().into_iter().filter(|name| name.starts_with(prefix)).enumerate() {
+        let mut bytes = store.get(&name, u64::MAX).unwrap();
+        let middle = bytes.len() / 2;
+        match number % 3 {
+            0 => bytes[middle] ^= 1,
+            1 => bytes.truncate(middle),
+            _ => bytes.clear(),
+        }
+        store.tamper(&name, Some(bytes));
+    }
+}
+
+#[test]
+fn damaged_restore_points_themselves_come_back_from_the_copy_and_the_other_way_round() {
+    for reverse in [false, true] {
+        let ((store, repo), (there, to)) = (mem_repo(), mirror());
+        let states = history(&repo);
+        copy(&repo, &to, &ids(&states)).unwrap();
+        let (hurt, hurt_secret, whole) = if reverse { (there, other_secret(), repo) } else { (store, secret(), to) };
+        let open = || Repository::open(Arc::new(hurt.clone()), &hurt_secret).unwrap();
+        open().add_hold(states[0].0.id, "case 17").unwrap();
+        spoil(&hurt, "points/");
+        damage(&hurt, "data/");
+        assert_eq!(open().points().unwrap().unreadable.len(), states.len());
+        // Finds, and remembers, which packs are damaged.
+        assert!(!open().verify(&VerifyOptions::default(), &()).unwrap().is_ok());
+        let report = open().heal_from(&whole, &small(), &()).unwrap();
+        assert!(report.unreadable.is_empty() && report.damaged_points.is_empty(), "{report:?}");
+        let mut healed = report.healed;
+        healed.sort_unstable();
+        let mut all = ids(&states);
+        all.sort_unstable();
+        assert_eq!(healed, all);
+        assert_same(&open(), &states);
+        assert!(verified(&open()));
+        assert!(matches!(open().delete_point(states[0].0.id), Err(Error::Held { .. })), "a hold outlives the damage");
+        let collected = open().collect_garbage(&GcOptions { writer: small(), ..GcOptions::default() }, &()).unwrap();
+        assert_eq!(collected.recoverable_points, 0, "nothing of it counts as deleted: {collected:?}");
+        assert_same(&open(), &states);
+        assert!(open().check(&()).unwrap().is_ok());
+    }
+}
+
+#[test]
+fn a_damaged_restore_point_without_a_whole_copy_stays_and_is_named() {
+    let ((store, repo), (there, to)) = (mem_repo(), mirror());
+    let kept = back_up(&repo, "web1", &noise(1, 4 * C)).unwrap();
+    copy(&repo, &to, &[kept.id]).unwrap();
+    let alone = back_up(&repo, "web2", &noise(2, 4 * C)).unwrap();
+    spoil(&store, "points/");
+    damage(&there, "data/");
+    let before = store.names();
+    let repo = Repository::open(Arc::new(store.clone()), &secret()).unwrap();
+    let to = Repository::open(Arc::new(there), &other_secret()).unwrap();
+    let mut unreadable = repo.heal_from(&to, &small(), &()).unwrap().unreadable;
+    unreadable.sort_unstable();
+    let mut expected = [format!("points/{}", kept.id), format!("points/{}", alone.id)];
+    expected.sort_unstable();
+    assert_eq!(unreadable, expected);
+    let points =
+        |names: Vec<String>| names.into_iter().filter(|n| n.contains(&kept.id.to_string())).collect::<Vec<_>>();
+    assert_eq!(points(store.names()), points(before), "what cannot be replaced is not touched");
+}
+
+#[test]
+fn who_dies_while_a_restore_point_is_replaced_has_not_lost_it() {
+    let ((origin, repo), (_, to)) = (mem_repo(), mirror());
+    let image = noise(1, 4 * C);
+    let point = back_up(&repo, "web1", &image).unwrap();
+    copy(&repo, &to, &[point.id]).unwrap();
+    spoil(&origin, "points/");
+    let mut in_between = 0;
+    for at in 0..200 {
+        for die_after_effect in [false, true] {
+            let store = origin.fork();
+            let faults = Faults { die_at: Some(at), die_after_effect, ..Faults::default() };
+            let faulty = FaultyStore::new(Arc::new(store.clone()), faults);
+            let outcome = Repository::open(Arc::new(faulty.clone()), &secret())
+                .and_then(|repo| repo.heal_from(&to, &small(), &()).map(drop));
+            let open = || Repository::open(Arc::new(store.clone()), &secret()).unwrap();
+            if open().points().unwrap().points.is_empty() {
+                assert!(outcome.is_err(), "acknowledged and not there, operation {at}");
+                if open().points().unwrap().unreadable.is_empty() {
+                    in_between += 1;
+                    open().recover_point(point.id, &()).unwrap();
+                } else {
+                    assert_eq!(open().heal_from(&to, &small(), &()).unwrap().healed, [point.id]);
+                }
+            }
+            assert!(restore(&open(), &open().point(point.id).unwrap().disks[0]).unwrap() == image);
+            if outcome.is_ok() {
+                assert!(in_between > 0, "no death between removing the damaged object and putting the good one");
+                return;
+            }
+        }
+    }
+    panic!("healing takes more than 200 operations");
+}
+
+#[test]
+fn a_copy_that_withdraws_leaves_alone_what_another_one_has_put_meanwhile() {
+    let ((_, from), (store, _)) = (mem_repo(), mirror());
+    let image = noise(1, 4 * C);
+    let point = back_up(&from, "web1", &image).unwrap();
+    let hooked = Hooked::new(&store);
+    let (plain, source) = (store.clone(), from.clone());
+    hooked.at("put points/", true, move || {
+        // A collector ends its lease, somebody deletes the restore point, and somebody else copies it again.
+        let lease = plain.names().into_iter().find(|name| name.starts_with("leases/")).unwrap();
+        let end = format!("{}.end", lease.split('.').next().unwrap());
+        assert_eq!(plain.put_if_absent(&end, &[]).unwrap(), virtward_repo::store::Put::Created);
+        let repo = Repository::open(Arc::new(plain), &other_secret()).unwrap();
+        repo.delete_point(point.id).unwrap();
+        assert_eq!(copy(&source, &repo, &[point.id]).unwrap().copied.len(), 1);
+    });
+    let to = Repository::open(Arc::new(hooked.clone()), &other_secret()).unwrap();
+    let outcome = copy(&from, &to, &[point.id]);
+    assert!(matches!(outcome, Err(Error::LeaseLost { .. })), "{outcome:?}");
+    assert!(hooked.is_through());
+    let to = Repository::open(Arc::new(store), &other_secret()).unwrap();
+    let there = to.point(point.id).expect("the second copy was acknowledged");
+    assert!(restore(&to, &there.disks[0]).unwrap() == image);
 }

@@ -1,52 +1,38 @@
-//! Writers, collectors, deletions and crashes in every order that a seed chooses: what was acknowledged restores, bit for
-//! bit, after every step.
+//! Writers, collectors, copies in and out, deletions and crashes in every order that a seed chooses: what was acknowledged
+//! restores, bit for bit, after every step.
 //!
 //! An actor works on a store of its own in front of the common one, which stops it at a chosen operation (and lets others
 //! go on meanwhile), or kills it there. A failing seed is printed; `VIRTWARD_SEED=n` runs that one alone, and
 //! `VIRTWARD_SEEDS=n` more of them. Sabotaged stores show that the checks would notice what they are there for.
 
+mod copies;
+mod stage;
+
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Condvar, Mutex,
-        atomic::{AtomicU64, Ordering::SeqCst},
-    },
+    sync::{Arc, Mutex},
     thread::JoinHandle,
     time::Duration,
 };
 
-use jiff::Timestamp;
 use virtward_model::{DiskRecord, PointId, RestorePoint};
-use virtward_repo::{
-    DiskSpec, Error, GcOptions, Repository, Result, Store, WriterOptions,
-    store::{Listed, ObjectWriter, Put, mem::MemStore},
+use virtward_repo::{DiskSpec, Error, GcOptions, Repository, Result, WriterOptions, store::mem::MemStore};
+
+use self::{
+    copies::{Copied, Direction},
+    stage::{Fate, Role, Sabotage, Stage},
 };
 
 use crate::common::*;
 
 const CHUNKS: usize = 4;
 const STEPS: usize = 14;
-const LIMIT: Duration = Duration::from_secs(60);
+/// Operations of a writer or a collector at which it may be stopped.
+const OPERATIONS: u64 = 60;
 /// Longer than any lease lives.
 const LONG: Duration = Duration::from_secs(2 * 3600);
 /// Longer than all the time that passes in one world.
 const GRACE: Duration = Duration::from_secs(72 * 3600);
-
-/// What is done to a store to see whether it is noticed.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Sabotage {
-    None,
-    /// Writers do not see that their lease was ended.
-    EndsUnseen,
-    /// Collectors do not see the leases of others.
-    LeasesUnseen,
-    /// Collectors take silent leases for ended without saying so.
-    EndsNotPut,
-    /// Collectors do not see what is in the trash.
-    TrashUnseen,
-    /// Packs are acknowledged before they are durable; those of a killed actor are lost.
-    AcknowledgedEarly,
-}
 
 /// Small random numbers from a seed.
 struct Dice(u64);
@@ -61,174 +47,11 @@ impl Dice {
     }
 }
 
-/// What becomes of an actor, and at which of its operations.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Fate {
-    Lives,
-    Dies(u64),
-    Sleeps(u64),
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Role {
-    Writer,
-    Collector,
-}
-
-#[derive(Default)]
-struct Sleep {
-    is_asleep: bool,
-    is_over: bool,
-}
-
-/// Name and bytes of an object that is acknowledged and not durable.
-type Late = (String, Vec<u8>);
-
-/// The store of one actor.
-#[derive(Clone)]
-struct Stage {
-    store: MemStore,
-    role: Role,
-    sabotage: Sabotage,
-    fate: Fate,
-    operations: Arc<AtomicU64>,
-    sleep: Arc<(Mutex<Sleep>, Condvar)>,
-    late: Arc<Mutex<Vec<Late>>>,
-}
-
-impl Stage {
-    fn new(store: &MemStore, role: Role, sabotage: Sabotage, fate: Fate) -> Self {
-        let store = store.clone();
-        Self { store, role, sabotage, fate, operations: Arc::default(), sleep: Arc::default(), late: Arc::default() }
-    }
-
-    fn step(&self) -> Result<()> {
-        let number = self.operations.fetch_add(1, SeqCst);
-        match self.fate {
-            Fate::Dies(at) if number >= at => {
-                return Err(Error::Io {
-                    action: "reach",
-                    object: "the store".into(),
-                    source: Arc::new(std::io::Error::other("killed")),
-                });
-            }
-            Fate::Sleeps(at) if number >= at => {
-                let (sleep, changed) = &*self.sleep;
-                let mut sleep = sleep.lock().unwrap();
-                sleep.is_asleep = true;
-                changed.notify_all();
-                let (sleep, waited) = changed.wait_timeout_while(sleep, LIMIT, |s| !s.is_over).unwrap();
-                assert!(!waited.timed_out(), "nobody woke the sleeper");
-                drop(sleep);
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Waits until the actor sleeps or has ended.
-    fn wait_asleep<T>(&self, actor: &JoinHandle<T>) {
-        let (sleep, changed) = &*self.sleep;
-        let mut state = sleep.lock().unwrap();
-        let mut rounds = 0;
-        while !state.is_asleep && !actor.is_finished() {
-            state = changed.wait_timeout(state, Duration::from_millis(5)).unwrap().0;
-            rounds += 1;
-            assert!(rounds < 12_000, "the actor neither sleeps nor ends");
-        }
-    }
-
-    fn wake(&self) {
-        self.sleep.0.lock().unwrap().is_over = true;
-        self.sleep.1.notify_all();
-    }
-
-    /// Makes durable what was acknowledged early; only those who live to the end do.
-    fn flush(&self) {
-        for (name, bytes) in self.late.lock().unwrap().drain(..) {
-            let _ = self.store.put_if_absent(&name, &bytes).unwrap();
-        }
-    }
-
-    fn is_unseen(&self, name: &str) -> bool {
-        match self.sabotage {
-            Sabotage::EndsUnseen => self.role == Role::Writer && name.ends_with(".end"),
-            Sabotage::LeasesUnseen => self.role == Role::Collector && name.starts_with("leases/"),
-            Sabotage::TrashUnseen => self.role == Role::Collector && name.starts_with("trash/"),
-            _ => false,
-        }
-    }
-
-    fn put(&self, name: &str, bytes: &[u8]) -> Result<Put> {
-        if self.sabotage == Sabotage::EndsNotPut && self.role == Role::Collector && name.ends_with(".end") {
-            return Ok(Put::Created);
-        }
-        if self.sabotage == Sabotage::AcknowledgedEarly && name.starts_with("data/") {
-            self.late.lock().unwrap().push((name.into(), bytes.to_vec()));
-            return Ok(Put::Created);
-        }
-        self.store.put_if_absent(name, bytes)
-    }
-}
-
-impl Store for Stage {
-    fn location(&self) -> String {
-        self.store.location()
-    }
-    fn read_range(&self, name: &str, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.step()?;
-        self.store.read_range(name, offset, buf)
-    }
-    fn size(&self, name: &str) -> Result<u64> {
-        self.step()?;
-        match self.is_unseen(name) {
-            true => Err(Error::Missing { object: name.into() }),
-            false => self.store.size(name),
-        }
-    }
-    fn put_if_absent(&self, name: &str, bytes: &[u8]) -> Result<Put> {
-        self.step()?;
-        self.put(name, bytes)
-    }
-    fn create(&self, name: &str) -> Result<Box<dyn ObjectWriter>> {
-        self.step()?;
-        Ok(Box::new(StageWriter { stage: self.clone(), name: name.into(), bytes: Vec::new() }))
-    }
-    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
-        self.step()?;
-        self.store.list(prefix, &mut |object| if self.is_unseen(&object.name) { Ok(()) } else { each(object) })
-    }
-    fn now(&self) -> Result<Timestamp> {
-        self.step()?;
-        self.store.now()
-    }
-    fn delete(&self, name: &str) -> Result<bool> {
-        self.step()?;
-        self.store.delete(name)
-    }
-}
-
-struct StageWriter {
-    stage: Stage,
-    name: String,
-    bytes: Vec<u8>,
-}
-
-impl ObjectWriter for StageWriter {
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.bytes.extend_from_slice(bytes);
-        Ok(())
-    }
-    fn finish(self: Box<Self>) -> Result<Put> {
-        self.stage.step()?;
-        self.stage.put(&self.name, &self.bytes)
-    }
-}
-
 /// What an actor did, as it saw it.
 enum Done {
     Backup(Result<Box<RestorePoint>>, Vec<u8>),
     Collected(Result<()>),
+    Copied(Copied),
 }
 
 struct Sleeper {
@@ -236,15 +59,24 @@ struct Sleeper {
     actor: JoinHandle<Done>,
 }
 
+/// What restore points hold, known from before they are published.
+type Images = Arc<Mutex<BTreeMap<PointId, Vec<u8>>>>;
+
 struct World {
     store: MemStore,
+    /// Another repository, with another key, that points are copied to.
+    away: MemStore,
+    has_copies: bool,
     sabotage: Sabotage,
     dice: Dice,
     /// Acknowledged and not deleted.
     points: BTreeMap<PointId, (RestorePoint, Vec<u8>)>,
     /// Deleted within the grace period.
     deleted: BTreeMap<PointId, (RestorePoint, Vec<u8>)>,
+    images: Images,
     sleepers: Vec<Sleeper>,
+    /// What an actor found that must not be.
+    violation: Option<String>,
     log: Vec<String>,
 }
 
@@ -265,7 +97,12 @@ fn options() -> WriterOptions {
     WriterOptions { threads: 1, pack_bytes: Some(1 << 12), ..WriterOptions::default() }
 }
 
-fn back_up_over(repo: &Repository, image: &[u8], base: Option<(DiskRecord, Vec<u8>)>) -> Result<RestorePoint> {
+fn back_up_over(
+    repo: &Repository,
+    image: &[u8],
+    base: Option<(DiskRecord, Vec<u8>)>,
+    images: &Images,
+) -> Result<RestorePoint> {
     let writer = repo.writer(options())?;
     let size_bytes = image.len() as u64;
     let spec = DiskSpec { size_bytes, chunk_bytes: CHUNK, base: base.as_ref().map(|(disk, _)| disk.clone()) };
@@ -282,6 +119,7 @@ fn back_up_over(repo: &Repository, image: &[u8], base: Option<(DiskRecord, Vec<u
     }
     let result = disk.finish()?;
     let point = point("vm", vec![disk_record("vda", size_bytes, CHUNK, &result)]);
+    images.lock().unwrap().insert(point.id, image.to_vec());
     writer.publish(point.clone(), attachments())?;
     Ok(point)
 }
@@ -302,11 +140,15 @@ impl World {
         let (store, _) = mem_repo();
         Self {
             store,
+            away: copies::empty(),
+            has_copies: false,
             sabotage,
             dice: Dice(seed),
             points: BTreeMap::new(),
             deleted: BTreeMap::new(),
+            images: Images::default(),
             sleepers: Vec::new(),
+            violation: None,
             log: Vec::new(),
         }
     }
@@ -315,20 +157,21 @@ impl World {
         Stage::new(&self.store, role, self.sabotage, fate)
     }
 
-    fn fate(&mut self) -> Fate {
+    /// `operations`: how many of an actor's store operations are worth stopping at.
+    fn fate(&mut self, operations: u64) -> Fate {
         match self.dice.roll(5) {
-            0 => Fate::Dies(8 + self.dice.roll(60)),
-            1 | 2 if self.sleepers.len() < 2 => Fate::Sleeps(8 + self.dice.roll(60)),
+            0 => Fate::Dies(8 + self.dice.roll(operations)),
+            1 | 2 if self.sleepers.len() < 2 => Fate::Sleeps(8 + self.dice.roll(operations)),
             _ => Fate::Lives,
         }
     }
 
-    fn start(&mut self, role: Role, act: impl FnOnce(Arc<dyn Store>) -> Done + Send + 'static) {
-        let fate = self.fate();
+    fn start(&mut self, role: Role, operations: u64, act: impl FnOnce(Stage) -> Done + Send + 'static) {
+        let fate = self.fate(operations);
         self.log.push(format!("  {fate:?}"));
         let stage = self.stage(role, fate);
-        let store: Arc<dyn Store> = Arc::new(stage.clone());
-        let actor = std::thread::spawn(move || act(store));
+        let own = stage.clone();
+        let actor = std::thread::spawn(move || act(own));
         let sleeper = Sleeper { stage, actor };
         if let Fate::Sleeps(_) = fate {
             sleeper.stage.wait_asleep(&sleeper.actor);
@@ -352,19 +195,27 @@ impl World {
             }
             Done::Backup(Err(e), _) | Done::Collected(Err(e)) => self.log.push(format!("  failed: {e}")),
             Done::Collected(Ok(())) => stage.flush(),
+            Done::Copied(copied) => {
+                if self.dice.roll(4) > 0 {
+                    stage.flush();
+                }
+                self.take_copied(copied);
+            }
         }
     }
 
     fn step(&mut self) {
-        let what = self.dice.roll(10);
+        let what = self.dice.roll(12);
         match what {
             0..=3 => {
                 let image = content(&mut self.dice);
                 let nth = self.dice.roll(self.points.len() as u64 + 1) as usize;
                 let base = self.points.values().nth(nth).map(|(p, image)| (p.disks[0].clone(), image.clone()));
                 self.log.push(format!("backup, based on {nth} of {}", self.points.len()));
-                self.start(Role::Writer, move |store| {
-                    let done = Repository::open(store, &secret()).and_then(|repo| back_up_over(&repo, &image, base));
+                let images = self.images.clone();
+                self.start(Role::Writer, OPERATIONS, move |stage| {
+                    let done = Repository::open(Arc::new(stage), &secret());
+                    let done = done.and_then(|repo| back_up_over(&repo, &image, base, &images));
                     Done::Backup(done.map(Box::new), image)
                 });
             }
@@ -372,8 +223,8 @@ impl World {
                 self.log.push("collection".into());
                 let writer = options();
                 let options = GcOptions { grace: GRACE, budget_percent: 100, writer, ..GcOptions::default() };
-                self.start(Role::Collector, move |store| {
-                    let repo = Repository::open(store, &secret());
+                self.start(Role::Collector, OPERATIONS, move |stage| {
+                    let repo = Repository::open(Arc::new(stage), &secret());
                     Done::Collected(repo.and_then(|repo| repo.collect_garbage(&options, &())).map(drop))
                 });
             }
@@ -390,6 +241,8 @@ impl World {
                 self.log.push("time passes".into());
                 self.store.advance(LONG);
             }
+            9 => self.copy(Direction::Here),
+            10 => self.copy(Direction::Away),
             _ => {
                 if !self.sleepers.is_empty() {
                     let nth = self.dice.roll(self.sleepers.len() as u64) as usize;
@@ -407,6 +260,9 @@ impl World {
 
     /// Whether all that was acknowledged is there.
     fn check(&self) -> std::result::Result<(), String> {
+        if let Some(violation) = &self.violation {
+            return Err(violation.clone());
+        }
         let repo = self.open();
         for (point, image) in self.points.values() {
             let listed = repo.point(point.id).map_err(|e| format!("{} is not listed: {e}", point.id))?;
@@ -463,7 +319,7 @@ impl World {
         if !check.is_ok() {
             return Err(format!("check: {:?} {:?}", check.damaged, check.damaged_points));
         }
-        Ok(())
+        self.check_away()
     }
 }
 
@@ -512,6 +368,8 @@ fn every_safeguard_is_needed() {
         Sabotage::EndsNotPut,
         Sabotage::TrashUnseen,
         Sabotage::AcknowledgedEarly,
+        Sabotage::CopiesAcknowledgedEarly,
+        Sabotage::EndsUnseenByCopies,
     ] {
         if run(0..500, sabotage, 1).is_empty() {
             unnoticed.push(sabotage);

@@ -222,3 +222,27 @@ fn a_deletion_between_the_steps_of_adding_a_hold() {
         assert_eq!(held.is_ok(), !open(store).holds().unwrap().is_empty());
     }
 }
+
+#[test]
+fn a_recovered_point_is_neither_recoverable_nor_beyond_recovery() {
+    let (store, repo, point, image) = scene();
+    let gc = |grace: Duration| {
+        let options = GcOptions { grace, writer: small(), ..GcOptions::default() };
+        open(store.clone()).collect_garbage(&options, &()).unwrap()
+    };
+    repo.delete_point(point.id).unwrap();
+    assert_eq!(gc(GRACE_DEFAULT).recoverable_points, 1);
+    repo.recover_point(point.id, &()).unwrap();
+    let report = gc(GRACE_DEFAULT);
+    assert_eq!((report.points, report.recoverable_points), (1, 0), "{report:?}");
+    store.advance(2 * GRACE_DEFAULT);
+    let report = gc(GRACE_DEFAULT);
+    assert!(report.expired_points.is_empty(), "{report:?}");
+    assert!(is_whole(&store, &point, &image));
+    // A second deletion counts from itself, and ends like any other.
+    open(store.clone()).delete_point(point.id).unwrap();
+    assert_eq!(gc(GRACE_DEFAULT).recoverable_points, 1);
+    store.advance(2 * GRACE_DEFAULT);
+    assert_eq!(gc(GRACE_DEFAULT).expired_points, [point.id]);
+    assert!(!store.names().iter().any(|name| name.starts_with("trash/")));
+}

@@ -1,6 +1,12 @@
 //! What an operator reads when object storage refuses or is silent: what failed, and what to do next; never a secret.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
 
 use virtward_repo::{
     Error, Repository, Store,
@@ -119,4 +125,35 @@ fn an_answer_that_is_no_s3_is_refused() {
     assert!(matches!(store.get_range("config", 0, 100), Err(Error::Damaged { .. })));
     assert!(store.get_range("config", 1, 2).is_err());
     assert!(matches!(store.get("config", 3), Err(Error::Damaged { .. })));
+}
+
+#[test]
+fn who_cancels_does_not_wait_for_a_server_that_is_away() {
+    let mut server = Server::start();
+    let gone = server.store("a");
+    // A server that was reached once is waited for, for two minutes.
+    assert!(!gone.exists("config").unwrap());
+    server.kill();
+    let busy = Http::start(0, |_| Reply::error(503, "SlowDown"));
+    for store in [gone, store_at(&busy.endpoint(), "a")] {
+        let cancel = Arc::new(AtomicBool::new(false));
+        store.heed(&cancel);
+        let raised = std::thread::scope(|scope| {
+            let raise = scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(1500));
+                cancel.store(true, SeqCst);
+                Instant::now()
+            });
+            let error = store.get("config", 100).unwrap_err();
+            assert!(matches!(error, Error::Cancelled), "{error:?}");
+            assert!(cancel.load(SeqCst), "it gave up before it was told to");
+            raise.join().unwrap()
+        });
+        // Cleaning up is not worth any patience either.
+        for _ in 0..20 {
+            assert!(store.delete("config").is_err());
+            assert!(store.put_if_absent("config", b"x").is_err());
+        }
+        assert!(raised.elapsed() < Duration::from_secs(3), "{:?}", raised.elapsed());
+    }
 }

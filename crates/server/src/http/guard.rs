@@ -195,11 +195,12 @@ async fn admit(
         let (has, needs) = (word(who.role), word(role));
         return Err(Problem::new(Code::Forbidden, format!("{} is {has}; this needs the role {needs}", who.name)));
     }
-    if who.kind == PrincipalKind::Session && !asking.is_safe {
-        if !access::is_equal(&asking.csrf, who.csrf_token.as_deref().unwrap_or_default()) {
-            return Err(Problem::new(Code::CsrfRequired, "a session's change needs its CSRF token")
-                .hint(format!("send what GET /api/v1/whoami gives as csrf_token in the header {CSRF_TOKEN}")));
-        }
+    if who.kind == PrincipalKind::Session
+        && !asking.is_safe
+        && !access::is_equal(&asking.csrf, who.csrf_token.as_deref().unwrap_or_default())
+    {
+        return Err(Problem::new(Code::CsrfRequired, "a session's change needs its CSRF token")
+            .hint(format!("send what GET /api/v1/whoami gives as csrf_token in the header {CSRF_TOKEN}")));
     }
     Ok(Some(who))
 }

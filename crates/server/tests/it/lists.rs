@@ -92,7 +92,7 @@ async fn every_documented_route_is_there_and_others_are_problems() {
     let document: Value = daemon.get("/api/v1/openapi.json").await;
     assert_eq!(document, openapi::document());
     for route in routes::ROUTES.iter().filter(|route| route.name != "stream") {
-        let path = route.path.replace('{', "").replace('}', "");
+        let path = route.path.replace(['{', '}'], "");
         let answer = send(&daemon.client, route.method.as_str(), &path, &[], None).await;
         let text = String::from_utf8_lossy(&answer.body);
         assert!(answer.status != 405 && !text.contains("there is no such path"), "{path}: {text}");

@@ -1,6 +1,8 @@
 //! `virtward backup hold`: restore points that must not be deleted, and why.
 
-use virtward_decide::pointref;
+use std::collections::HashMap;
+
+use virtward_decide::pointref::ShortIds;
 use virtward_model::{PointId, RestorePoint};
 
 use crate::{
@@ -135,10 +137,11 @@ async fn list(app: &App) -> Result<(), Failure> {
 
 fn table(all: &[RestorePoint], holds: &Holds) -> Table {
     let mut table = Table::new(&["ID", "VM", "TAKEN", "SINCE", "REASON"]);
+    let (ids, known) = (ShortIds::new(all), all.iter().map(|point| (point.id, point)).collect::<HashMap<_, _>>());
     for (id, hold) in holds {
-        let point = all.iter().find(|point| point.id == *id);
+        let point = known.get(id);
         table.row([
-            point.map_or_else(|| id.to_string(), |point| pointref::short_id(all, point)),
+            point.map_or_else(|| id.to_string(), |point| ids.of(point)),
             point.map_or_else(|| "not in the repository".into(), |point| point.vm.clone()),
             point.map(|point| render::local_time(point.taken)).unwrap_or_default(),
             hold.since.map(render::local_time).unwrap_or_default(),

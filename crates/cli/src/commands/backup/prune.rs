@@ -6,7 +6,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
 use uuid::Uuid;
 use virtward_decide::{
-    pointref,
+    pointref::{self, ShortIds},
     retention::{self, Age, Policy, Protection, Verdict},
 };
 use virtward_model::{PointId, RestorePoint};
@@ -170,24 +170,27 @@ fn choose<'a>(all: &'a [RestorePoint], vms: &[String]) -> Result<Vec<&'a Restore
 
 async fn delete(app: &App, repository: &Repository, verdicts: &[Verdict<'_>]) -> Result<Vec<PointId>, Failure> {
     let going: Vec<PointId> = verdicts.iter().filter(|v| !v.is_kept()).map(|v| v.point.id).collect();
-    let mut deleted = Vec::with_capacity(going.len());
-    for id in &going {
-        let so_far = |what: String| format!("{what}; {} of {} restore points were deleted", deleted.len(), going.len());
-        if app.cancel.is_cancelled() {
-            return Err(Failure::new(Kind::Cancelled, so_far("cancelled".into())));
-        }
-        let (repository, id) = (repository.clone(), *id);
-        match blocking(move || Ok(repository.delete_point(id))).await? {
+    let (repository, ids, cancel) = (repository.clone(), going.clone(), app.cancel.flag());
+    let outcomes = blocking(move || Ok(repository.delete_points(&ids, &*cancel))).await?;
+    let (mut deleted, mut failed, reached) = (Vec::with_capacity(going.len()), None, outcomes.len());
+    for (id, outcome) in outcomes {
+        match outcome {
             Ok(()) => deleted.push(id),
             Err(RepoError::NoPoint { .. }) => app.progress.note(&format!("{id} was deleted by somebody else")),
             Err(error @ RepoError::Held { .. }) => app.progress.warn(&format!("kept after all: {error}")),
-            Err(error) => {
-                let failure = Failure::from(error);
-                return Err(Failure { message: so_far(failure.message), ..failure });
-            }
+            Err(error) => failed = failed.or(Some(Failure::from(error))),
         }
     }
-    Ok(deleted)
+    if reached < going.len() && failed.is_none() {
+        failed = Some(Failure::new(Kind::Cancelled, "cancelled"));
+    }
+    match failed {
+        None => Ok(deleted),
+        Some(failure) => {
+            let so_far = format!("; {} of {} restore points were deleted", deleted.len(), going.len());
+            Err(Failure { message: failure.message + &so_far, ..failure })
+        }
+    }
 }
 
 fn reasons(verdict: &Verdict<'_>) -> String {
@@ -204,9 +207,10 @@ fn show(app: &App, verdicts: &[Verdict<'_>], all: &[RestorePoint]) -> Result<(),
         return Ok(());
     }
     let mut table = Table::new(&["ID", "VM", "TAKEN", "IS", "WHY"]);
+    let ids = ShortIds::new(all);
     for verdict in verdicts {
         table.row([
-            pointref::short_id(all, verdict.point),
+            ids.of(verdict.point),
             verdict.point.vm.clone(),
             render::local_time(verdict.point.taken),
             if verdict.is_kept() { "kept" } else { "deleted" }.into(),

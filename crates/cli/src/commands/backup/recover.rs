@@ -2,7 +2,7 @@
 
 use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
-use virtward_decide::pointref;
+use virtward_decide::pointref::{self, ShortIds};
 use virtward_model::RestorePoint;
 use virtward_repo::{DeletedPoint, Error as RepoError, GRACE_DEFAULT};
 
@@ -106,9 +106,10 @@ fn list(app: &App, deleted: &[DeletedPoint]) -> Result<(), Failure> {
     }
     let all: Vec<RestorePoint> = deleted.iter().map(|deleted| deleted.point.clone()).collect();
     let mut table = Table::new(&["ID", "VM", "TAKEN", "DELETED", "RECOVERABLE UNTIL"]);
+    let ids = ShortIds::new(&all);
     for DeletedPoint { point, deleted, recoverable_until } in deleted {
         table.row([
-            pointref::short_id(&all, point),
+            ids.of(point),
             point.vm.clone(),
             render::local_time(point.taken),
             render::local_time(*deleted),

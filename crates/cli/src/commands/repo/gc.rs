@@ -23,6 +23,9 @@ by the next call otherwise. Killed half-way, it is simply run again.
 Restore points that were deleted can be recovered until the grace period ends,
 so their space comes back only after that.
 
+On a full disk it deletes first what needs no space, and moves the rest into
+what that has freed.
+
 Examples:
   virtward repo gc --dry-run
   virtward repo gc
@@ -111,6 +114,11 @@ fn text(report: &GcReport) -> String {
         text.push_str(&format!("moved {} out of {} packs\n", Bytes(report.moved_bytes), report.moved_packs));
     }
     text.push_str(&format!("freed {} in {} packs\n", Bytes(report.freed_bytes), report.deleted_packs));
+    if report.short_of_space {
+        text.push_str(
+            "some packs were left as they are for lack of space; with more space the next collection goes on\n",
+        );
+    }
     if report.pending_packs > 0 {
         text.push_str(&format!(
             "{} in {} packs are garbage that waits for {}; the next collection deletes them\n",

@@ -89,7 +89,9 @@ fn text(report: &HealReport, damaged: usize) -> String {
         }
     }
     for object in &report.unreadable {
-        text.push_str(&render::printable(&format!("unreadable: {object}: remove it and copy the restore point back")));
+        text.push_str(&render::printable(&format!(
+            "unreadable: {object}: it is damaged, and the other repository has no whole copy"
+        )));
         text.push('\n');
     }
     text

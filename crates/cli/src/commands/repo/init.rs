@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use virtward_repo::{InitOptions, Repository, Secret, store};
+use virtward_repo::{InitOptions, Repository, Secret};
 
 use crate::{
     app::App,
     config::SecretSource,
-    connect::blocking,
+    connect::{blocking, open_store},
     exit::Failure,
     out,
     secret::{self, NewKeyFile},
@@ -40,7 +40,7 @@ struct Chosen {
 
 /// Creates the repository.
 pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
-    let store = store::open_with(&app.settings.repo, &app.settings.store)?;
+    let store = open_store(app, &app.settings.repo)?;
     let Chosen { secret, key } = choose(app)?;
     let options = InitOptions { sealed: args.sealed, ..InitOptions::default() };
     let repository = blocking(move || Ok(Repository::init(store, &secret, &options)?)).await?;

@@ -111,8 +111,10 @@ async fn prepare(job: &mut Job<'_>, chosen: &[Disk], scratch: Scratch) -> Result
     let total = facts.iter().map(|disk| disk.size_bytes).sum();
     scratch.create(owner, job.options.scratch_reserve, total)?;
     let (images, writer) = futures::join!(scratch.make_images(owner, &facts), job.writer());
-    images?;
-    let writer = writer?;
+    let writer = images.and(writer).inspect_err(|_| {
+        // Nothing uses it yet; what cannot be removed now, the next run removes.
+        let _ = scratch.remove();
+    })?;
     let session = Session { scratch, checkpoint: None, begun: false, elsewhere };
     Ok(Prepared { attachments, tracked: Some(Tracked { facts, decisions, session, writer }) })
 }

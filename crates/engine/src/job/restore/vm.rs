@@ -8,7 +8,8 @@ use virtward_model::{PointId, RestorePoint};
 use virtward_repo::{Attachment, Repository};
 
 use super::{
-    DiskJob, Placed, PlannedDisk, PlannedVm, RestoreVmOptions, RestoredDisk, RestoredVm, Staging, disk, load_point, place,
+    DiskJob, Placed, PlannedDisk, PlannedVm, RestoreVmOptions, RestoredDisk, RestoredVm, Staging, disk, load_point,
+    place,
     plan::{Plan, plan},
     xml::{PlacedDisk, Rewrite, rewrite},
 };

@@ -7,15 +7,15 @@
 use std::{
     io::Read,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
 use ureq::{
-    Agent,
+    Agent, AsSendBody,
     http::{HeaderMap, Request, Response},
 };
 
@@ -25,7 +25,10 @@ use super::{
     sign::{self, Unsigned},
     tls, xml,
 };
-use crate::{error::Result, store::retry::Backoff};
+use crate::{
+    error::{Error, Result},
+    store::retry::Backoff,
+};
 
 /// Fetches in flight that pay: at 30 ms a fetch, 32 of them fill 10 Gbit/s with chunks of 1 MiB.
 pub const IN_FLIGHT: usize = 32;
@@ -39,6 +42,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// For at most 8 MiB either way.
 const BODY_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// Longest attempt once the job was cancelled: what it cleans up is worth little patience.
+const CANCELLED_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two looks at the cancel token.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// One operation.
 pub struct Call<'a> {
@@ -73,6 +81,10 @@ impl<'a> Call<'a> {
             retry: true,
             cancel: None,
         }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancel.is_some_and(|cancel| cancel.load(Relaxed))
     }
 }
 
@@ -125,6 +137,10 @@ pub struct Client {
     pub settings: Settings,
     agent: Agent,
     reached: AtomicBool,
+    /// Raised when the job is to end.
+    cancel: OnceLock<Arc<AtomicBool>>,
+    /// Whether the server did not answer after that: it is not asked again.
+    is_away: AtomicBool,
 }
 
 impl Client {
@@ -147,15 +163,47 @@ impl Client {
         if settings.origin.starts_with("https:") {
             config = config.tls_config(tls::config(settings.ca_file.as_deref())?);
         }
-        Ok(Arc::new(Self { agent: config.build().into(), settings, reached: AtomicBool::new(false) }))
+        Ok(Arc::new(Self {
+            agent: config.build().into(),
+            settings,
+            reached: AtomicBool::new(false),
+            cancel: OnceLock::new(),
+            is_away: AtomicBool::new(false),
+        }))
     }
 
-    /// Asks, repeatedly if need be. An answer of any status is a success here.
+    /// Gives up waiting for the server when this is raised. The first token counts.
+    pub fn heed(&self, cancel: &Arc<AtomicBool>) {
+        let _ = self.cancel.set(cancel.clone());
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancel.get().is_some_and(|cancel| cancel.load(Relaxed))
+    }
+
+    /// Waits before a repetition; less if that is not wanted any more.
+    fn wait(&self, pause: Duration, call: &Call<'_>) {
+        let begun = Instant::now();
+        while !self.is_cancelled() && !call.is_cancelled() {
+            let Some(left) = pause.checked_sub(begun.elapsed()) else { return };
+            std::thread::sleep(left.min(LOOK_EVERY));
+        }
+    }
+
+    /// Asks, repeatedly if need be. An answer of any status is a success here. Once the job was cancelled nothing is
+    /// repeated, and a server that does not answer is not asked again.
     pub fn call(&self, action: &'static str, mut call: Call<'_>) -> Result<Answer> {
         let mut backoff: Option<Backoff> = None;
         let mut is_ambiguous = false;
+        if self.is_cancelled() && self.is_away.load(Relaxed) {
+            return Err(Error::Cancelled);
+        }
         loop {
             let outcome = self.attempt(&mut call);
+            if self.is_cancelled() && outcome.as_ref().map_or(true, Answer::asks_for_repetition) {
+                self.is_away.store(outcome.is_err(), Relaxed);
+                return Err(Error::Cancelled);
+            }
             let budget = match &outcome {
                 Ok(answer) if answer.asks_for_repetition() => RETRY_FOR,
                 Err(NoAnswer::Unsent(error) | NoAnswer::Broken(error)) if failure::is_final(error) => Duration::ZERO,
@@ -163,8 +211,7 @@ impl Client {
                 Err(_) => RETRY_FIRST,
                 Ok(_) => Duration::ZERO,
             };
-            let is_cancelled = call.cancel.is_some_and(|cancel| cancel.load(Relaxed));
-            let pause = match call.retry && !is_cancelled && !budget.is_zero() {
+            let pause = match call.retry && !call.is_cancelled() && !budget.is_zero() {
                 true => backoff.get_or_insert_with(|| Backoff::new(budget)).pause(),
                 false => None,
             };
@@ -186,7 +233,10 @@ impl Client {
                 Err(NoAnswer::Unsent(error) | NoAnswer::Broken(error)) => failure::describe(error),
             };
             tracing::debug!(action, key = call.key, why, ?pause, "object storage: trying again");
-            std::thread::sleep(pause);
+            self.wait(pause, &call);
+            if self.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
         }
     }
 
@@ -209,13 +259,23 @@ impl Client {
             request = request.header(*name, value);
         }
         let sent = match matches!(call.method, "PUT" | "POST") {
-            true => request.body(call.body).map_err(|e| NoAnswer::Unsent(e.into())).map(|r| self.agent.run(r))?,
-            false => request.body(()).map_err(|e| NoAnswer::Unsent(e.into())).map(|r| self.agent.run(r))?,
+            true => request.body(call.body).map_err(|e| NoAnswer::Unsent(e.into())).map(|r| self.send(r))?,
+            false => request.body(()).map_err(|e| NoAnswer::Unsent(e.into())).map(|r| self.send(r))?,
         };
         let response =
             sent.map_err(|e| if failure::is_unsent(&e) { NoAnswer::Unsent(e) } else { NoAnswer::Broken(e) })?;
         self.reached.store(true, Relaxed);
         read(call, response).map_err(NoAnswer::Broken)
+    }
+}
+
+impl Client {
+    fn send(&self, request: Request<impl AsSendBody>) -> Result<Response<ureq::Body>, ureq::Error> {
+        let request = match self.is_cancelled() {
+            true => self.agent.configure_request(request).timeout_global(Some(CANCELLED_TIMEOUT)).build(),
+            false => request,
+        };
+        self.agent.run(request)
     }
 }
 

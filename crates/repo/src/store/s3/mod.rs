@@ -280,6 +280,10 @@ impl Store for S3Store {
         IN_FLIGHT
     }
 
+    fn heed(&self, cancel: &Arc<AtomicBool>) {
+        self.0.client.heed(cancel);
+    }
+
     fn retention(&self) -> Option<std::time::Duration> {
         let lock = self.0.client.settings.object_lock?;
         Some(std::time::Duration::from_secs(86_400 * u64::from(lock.days)))
