@@ -173,8 +173,11 @@ async fn copy(daemon: &Daemon, record: &Record, to: &str, watch: Arc<Watch>) -> 
         repository.copy_points(&other, &ids, &options, &*watch, &mut |_| {}).map_err(|error| failures::repo(&error))
     })
     .await?;
-    if let Some((id, error)) = report.failed.first() {
-        let rest = report.failed.len();
+    // Somebody who deleted a restore point meanwhile did not want it copied either.
+    let failed: Vec<_> =
+        report.failed.iter().filter(|(_, error)| !matches!(error, RepoError::NoPoint { .. })).collect();
+    if let Some((id, error)) = failed.first() {
+        let rest = failed.len();
         return Err(Problem::new(Code::Damaged, format!("{rest} restore points were not copied; {id}: {error}"))
             .hint("virtward backup verify shows what is damaged; virtward repo heal may mend it"));
     }

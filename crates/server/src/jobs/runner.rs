@@ -20,7 +20,7 @@ use super::{
     observer::Watch,
     record::{NewJob, Record, Work},
 };
-use crate::{daemon::Daemon, events::Note};
+use crate::{daemon::Daemon, events::Note, views::Views};
 
 /// Between two looks at the queue when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
@@ -133,7 +133,7 @@ async fn start_some(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
                 continue;
             }
             (_, other) => {
-                let other = other.map_or("job", Operation::name);
+                let other = other.map_or("copy or prune", Operation::name);
                 jobs.waits(record, format!("a {other} of this VM is under way"));
                 continue;
             }
@@ -144,7 +144,8 @@ async fn start_some(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
     }
 }
 
-/// What the arbiter says of a job beside those that run. Maintenance of one VM's restore points is one at a time.
+/// What the arbiter says of a job beside those that run. Copies and removals of one VM's restore points come one after
+/// the other: what is being copied must not be deleted meanwhile.
 fn admit(record: &Record, running: &[Arc<Record>]) -> (Ruling, Option<Operation>) {
     let same = |other: &&Arc<Record>| match (&record.job.vm, &other.job.vm) {
         (Some(one), Some(two)) => one.uuid == two.uuid,
@@ -156,7 +157,7 @@ fn admit(record: &Record, running: &[Arc<Record>]) -> (Ruling, Option<Operation>
             let operations: Vec<Operation> = beside.iter().filter_map(|other| other.work.operation()).collect();
             arbiter::admit(&operations, wanted)
         }
-        None if beside.iter().any(|other| other.job.kind == record.job.kind) => (Ruling::Wait, None),
+        None if beside.iter().any(|other| other.work.operation().is_none()) => (Ruling::Wait, None),
         None => (Ruling::Run, None),
     }
 }
@@ -290,6 +291,11 @@ async fn after(daemon: &Arc<Daemon>, record: &Record) {
         && let Ok(entry) = daemon.repositories.find(Some(to))
     {
         daemon.refresh(&entry, true).await;
+    }
+    // Its newest restore point may be another one, and it has no job any more.
+    let world = daemon.inventory.world();
+    if let Some(view) = job.vm.as_ref().and_then(|vm| world.vms.get(&vm.uuid)) {
+        daemon.hub.send("inventory", "vm", &Views::new(daemon).vm(view));
     }
     if job.state == JobState::Succeeded {
         for next in follow_ups(daemon, record) {

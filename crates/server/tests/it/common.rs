@@ -62,6 +62,7 @@ pub struct Place {
     pub reach: Arc<Mutex<HostState>>,
     pub store: Arc<dyn Store>,
     pub repositories: Vec<&'static str>,
+    defined: Mutex<Vec<String>>,
 }
 
 impl Place {
@@ -81,7 +82,24 @@ impl Place {
         }
         let sim = SimWorld::new().host("h1");
         let reach = Arc::new(Mutex::new(HostState::LibvirtdDown));
-        Self { dir, sim, reach, store: Arc::new(MemStore::new()), repositories: repositories.to_vec() }
+        Self {
+            dir,
+            sim,
+            reach,
+            store: Arc::new(MemStore::new()),
+            repositories: repositories.to_vec(),
+            defined: Mutex::default(),
+        }
+    }
+
+    /// The same VMs on a host that nobody is connected to.
+    async fn fresh(mut self) -> Self {
+        self.sim = SimWorld::new().host("h1");
+        let defined = self.defined.lock().unwrap().clone();
+        for xml in defined {
+            self.sim.define(&xml).await.unwrap();
+        }
+        self
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -101,6 +119,7 @@ impl Place {
              <target dev='vda' bus='virtio'/></disk></devices></domain>",
             disk.display()
         );
+        self.defined.lock().unwrap().push(xml.clone());
         self.sim.define(&xml).await.unwrap().uuid
     }
 
@@ -182,14 +201,21 @@ impl Daemon {
         self.stop.cancel();
         let ended = tokio::time::timeout(LIMIT, self.task).await.expect("it stops in time");
         ended.expect("no panic").expect("it ends well");
-        self.place
+        self.place.fresh().await
     }
 
     /// Takes it away without asking, as far as that is possible within one process.
     pub async fn kill(self) -> Place {
         self.task.abort();
         let _ = self.task.await;
-        self.place
+        // Its tasks go one after the other.
+        let socket = self.place.config().socket;
+        let until = Instant::now() + LIMIT;
+        while std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+            assert!(Instant::now() < until, "the socket is still served");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.place.fresh().await
     }
 
     #[track_caller]
