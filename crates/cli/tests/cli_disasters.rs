@@ -176,21 +176,30 @@ fn a_copy_to_a_full_disk_says_so_and_goes_on_when_there_is_space() {
     sandbox.run(&["backup", "verify", "--all", "--mode", "full", "--repo", &there]).ok();
 }
 
-/// Runs a command and kills it after a while; whether it had ended before.
-fn killed_after(sandbox: &Sandbox, args: &[&str], delay: Duration) -> bool {
+/// Runs a command and kills it once it has come so far; whether it had ended before.
+fn killed_once(sandbox: &Sandbox, args: &[&str], has_come_so_far: impl Fn() -> bool) -> bool {
     let mut child = sandbox.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    std::thread::sleep(delay.max(Duration::from_millis(1)));
+    let until = Instant::now() + Duration::from_secs(60);
+    while child.try_wait().unwrap().is_none() && !has_come_so_far() {
+        assert!(Instant::now() < until, "{args:?} neither ends nor comes that far");
+        std::thread::sleep(Duration::from_micros(200));
+    }
     let was_done = child.try_wait().unwrap().is_some();
     let _ = child.kill();
     child.wait().unwrap();
     was_done
 }
 
-/// How long a command takes that works.
-fn time(sandbox: &Sandbox, args: &[&str]) -> Duration {
-    let began = Instant::now();
-    sandbox.run(args).ok();
-    began.elapsed()
+/// How many files there are in a directory and below.
+fn files(dir: &str) -> usize {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match entry.file_type() {
+            Ok(kind) if kind.is_dir() => files(utf8(&entry.path())),
+            _ => 1,
+        })
+        .sum()
 }
 
 fn count(sandbox: &Sandbox, args: &[&str]) -> usize {
@@ -200,7 +209,7 @@ fn count(sandbox: &Sandbox, args: &[&str]) -> usize {
 #[test]
 fn a_prune_that_is_killed_has_deleted_some_and_goes_on() {
     const POINTS: usize = 16;
-    const KILLS: u32 = 10;
+    const KILLS: usize = 10;
     let sandbox = Sandbox::with_repository();
     fill(&sandbox.path("disk.raw"), 0, 1 << 20, 1);
     for round in 0..POINTS {
@@ -213,13 +222,12 @@ fn a_prune_that_is_killed_has_deleted_some_and_goes_on() {
         let _ = fs::remove_dir_all(sandbox.path("repo"));
         tool("cp", &["-a", &origin, &sandbox.text("repo")]);
     };
-    again();
     let prune = ["backup", "prune", "--keep-last", "2"];
-    let whole = time(&sandbox, &prune);
     let mut half_way = 0;
     for number in 0..KILLS {
         again();
-        killed_after(&sandbox, &prune, whole * (number + 1) / (KILLS + 3));
+        let trash = sandbox.text("repo/trash");
+        killed_once(&sandbox, &prune, || files(&trash) > number);
         sandbox.run(&["repo", "check"]).ok();
         let listed = count(&sandbox, &["backup", "list", "--json"]);
         let deleted = count(&sandbox, &["backup", "recover", "--json"]);
@@ -236,7 +244,7 @@ fn a_prune_that_is_killed_has_deleted_some_and_goes_on() {
 
 #[test]
 fn a_copy_that_is_killed_has_published_nothing_half_done_and_goes_on() {
-    const KILLS: u32 = 10;
+    const KILLS: usize = 10;
     let sandbox = Sandbox::with_repository();
     let there = sandbox.text("there");
     sandbox.run(&["repo", "init", "--repo", &there]).ok();
@@ -252,12 +260,15 @@ fn a_copy_that_is_killed_has_published_nothing_half_done_and_goes_on() {
         tool("cp", &["-a", &origin, &there]);
     };
     again();
+    let before = files(&there);
     let copy = ["repo", "copy", "--to", &there];
-    let whole = time(&sandbox, &copy);
+    sandbox.run(&copy).ok();
+    let written = files(&there) - before;
     let mut interrupted = 0;
     for number in 0..KILLS {
         again();
-        interrupted += u32::from(!killed_after(&sandbox, &copy, whole * (number + 1) / (KILLS + 3)));
+        let enough = before + 1 + number * written / KILLS;
+        interrupted += u32::from(!killed_once(&sandbox, &copy, || files(&there) >= enough));
         sandbox.run(&["repo", "check", "--repo", &there]).ok();
         // What is listed is whole, however many that are.
         sandbox.run(&["backup", "verify", "--all", "--mode", "full", "--repo", &there]).ok();

@@ -26,6 +26,7 @@ fn assert_works(lab: &Lab, uri: &str) {
     let disks = lab.shared().join("restored");
     let name = format!("back-{}", uri.split(':').next().unwrap_or_default().trim_start_matches("qemu+"));
     let disk_dir = disks.join(&name).display().to_string();
+    std::fs::create_dir_all(&disk_dir).expect("a directory");
     lab.ok(&["--connect", uri, "restore", "vm", "web1@latest", "--name", &name, "--disk-dir", &disk_dir]);
     assert!(text(&lab.virsh("h1", &["list", "--all", "--name"])).contains(&name));
 }
