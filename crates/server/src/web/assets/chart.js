@@ -6,11 +6,13 @@ import { t } from './i18n.js';
 
 const DAY = 86400000;
 
-/** A round number above `value`, in binary units. */
+const ROUND = [1, 2, 3, 4, 5, 8, 10, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 250, 300, 400, 500, 750, 1024];
+
+/** A number above `value` whose quarters are round in their unit. */
 function roof(value) {
-  let step = 1024;
-  while (step * 4 < value) step *= 2;
-  return Math.max(step, Math.ceil(value / (step / 2)) * (step / 2));
+  let unit = 1;
+  while (value / 4 > unit * 1024) unit *= 1024;
+  return 4 * unit * ROUND.find((step) => step * unit >= value / 4);
 }
 
 /** Bytes over time, from zero. */
@@ -26,14 +28,14 @@ export function growth(samples) {
   const label = t('repository.growth-label', { from: absolute(first), to: absolute(last), start: bytes(samples[0].bytes), end: bytes(end.bytes) });
   const marks = [0, 0.25, 0.5, 0.75, 1].map((part) => max * part);
   const dates = [0, 0.25, 0.5, 0.75, 1].map((part) => first + (last - first) * part);
-  return s('svg', { class: 'chart', viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': label },
+  return h('div', { class: 'chart-box' }, s('svg', { class: 'chart', viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': label },
     marks.map((value) => [
       s('line', { class: 'grid-line', x1: left, x2: width - 14, y1: y(value), y2: y(value) }),
       s('text', { x: left - 8, y: y(value) + 4, 'text-anchor': 'end' }, bytes(value))]),
     dates.map((time, at) => s('text', { x: x(time), y: height - 6, 'text-anchor': at === 0 ? 'start' : at === 4 ? 'end' : 'middle' }, day(time))),
     s('path', { class: 'area', d: `M${x(first)},${y(0)} L${dots.join(' ')} L${x(last)},${y(0)} Z` }),
     s('polyline', { class: 'curve', points: dots.join(' ') }),
-    s('circle', { class: 'last', cx: x(last), cy: y(end.bytes), r: 4 }));
+    s('circle', { class: 'last', cx: x(last), cy: y(end.bytes), r: 4 })));
 }
 
 /** Restore points over the last days, each a link. */
@@ -41,19 +43,21 @@ export function timeline(points, days, href) {
   const [width, height] = [960, 84];
   const [now, from] = [Date.now(), Date.now() - days * DAY];
   const shown = points.filter((point) => new Date(point.taken) >= from);
-  const x = (time) => 16 + ((width - 32) * (time - from)) / (now - from);
+  const time = (point) => new Date(point.taken).getTime();
+  const x = (at) => 16 + ((width - 32) * (at - from)) / (now - from);
   const step = days <= 8 ? 1 : days <= 40 ? 5 : 15;
   const midnight = new Date(now).setHours(0, 0, 0, 0);
   const ticks = [];
-  for (let time = midnight; time >= from; time -= step * DAY) ticks.push(time);
-  return h('div', { class: 'table-box', key: 'timeline' },
+  for (let at = midnight; at >= from; at -= step * DAY) ticks.push(at);
+  return h('div', { class: 'chart-box', key: 'timeline' },
     s('svg', { class: 'chart', viewBox: `0 0 ${width} ${height}`, role: 'group', 'aria-label': t('vm.timeline-label', { n: shown.length, days }) },
-      ticks.map((time) => [
-        s('line', { class: 'lane', x1: x(time), x2: x(time), y1: 8, y2: 58 }),
-        s('text', { x: Math.min(Math.max(x(time), 22), width - 30), y: 76, 'text-anchor': 'middle' }, day(time))]),
+      ticks.map((at) => [
+        s('line', { class: 'lane', x1: x(at), x2: x(at), y1: 8, y2: 58 }),
+        s('text', { x: Math.min(Math.max(x(at), 22), width - 30), y: 76, 'text-anchor': 'middle' }, day(at))]),
       s('line', { class: 'axis', x1: 16, x2: width - 16, y1: 36, y2: 36 }),
       s('line', { class: 'now', x1: width - 16, x2: width - 16, y1: 8, y2: 58 }),
       [...shown].reverse().map((point) => s('a', { href: href(point), 'aria-label': t('vm.point-label', { at: absolute(point.taken), kind: t(`point.${point.kind}`) }) },
         s('title', null, `${absolute(point.taken)} · ${t(`point.${point.kind}`)} · +${bytes(point.stored_bytes)}`),
-        s('circle', { class: `point ${point.kind}`, cx: x(new Date(point.taken).getTime()).toFixed(1), cy: 36, r: point.kind === 'full' ? 7 : 5 })))));
+        s('rect', { class: 'hit', x: x(time(point)) - 6, y: 8, width: 12, height: 50 }),
+        s('rect', { class: `point ${point.kind}`, x: (x(time(point)) - 2).toFixed(1), y: point.kind === 'full' ? 18 : 26, width: 4, height: point.kind === 'full' ? 36 : 20, rx: 2 })))));
 }

@@ -6,6 +6,9 @@ import { language, t } from './i18n.js';
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'];
 const NONE = '–';
 
+/** English is written in several ways; the browser says in which. */
+const locale = () => (language() === 'en' && navigator.language.startsWith('en') ? navigator.language : language());
+
 export function bytes(value) {
   if (value === null || value === undefined) return NONE;
   let [size, unit] = [value, 0];
@@ -18,7 +21,7 @@ export const rate = (value) => `${bytes(value)}/s`;
 
 export function number(value, digits = 0) {
   if (value === null || value === undefined) return NONE;
-  return new Intl.NumberFormat(language(), { maximumFractionDigits: digits, minimumFractionDigits: digits }).format(value);
+  return new Intl.NumberFormat(locale(), { maximumFractionDigits: digits, minimumFractionDigits: digits }).format(value);
 }
 
 export const percent = (part, whole) => (whole > 0 ? Math.min(100, Math.max(0, (100 * part) / whole)) : 0);
@@ -42,11 +45,13 @@ const between = (from, to) => (new Date(to) - new Date(from)) / 1000;
 export const elapsed = (from, to) => (from ? duration(Math.max(0, between(from, to ?? Date.now()))) : NONE);
 
 export function absolute(at) {
-  return new Intl.DateTimeFormat(language(), { dateStyle: 'medium', timeStyle: 'long' }).format(new Date(at));
+  return new Intl.DateTimeFormat(locale(), { dateStyle: 'medium', timeStyle: 'long' }).format(new Date(at));
 }
 
-export const short = (at) => new Intl.DateTimeFormat(language(), { dateStyle: 'medium', timeStyle: 'short' }).format(new Date(at));
-export const day = (at) => new Intl.DateTimeFormat(language(), { month: 'short', day: 'numeric' }).format(new Date(at));
+export const short = (at) => new Intl.DateTimeFormat(locale(), { dateStyle: 'medium', timeStyle: 'short' }).format(new Date(at));
+/** The time of day, to the second. */
+export const second = (at) => new Date(at).toLocaleTimeString(locale(), { hour12: false });
+export const day = (at) => new Intl.DateTimeFormat(locale(), { month: 'short', day: 'numeric' }).format(new Date(at));
 
 const STEPS = [[60, 'second', 1], [3600, 'minute', 60], [86400, 'hour', 3600], [86400 * 60, 'day', 86400], [Infinity, 'month', 86400 * 30]];
 
@@ -55,7 +60,7 @@ function relative(at) {
   const [, unit, size] = STEPS.find(([limit]) => Math.abs(distance) < limit);
   if (unit === 'second') return distance <= 0 ? t('time.now') : t('time.soon');
   const style = language() === 'en' ? 'narrow' : 'short';
-  return new Intl.RelativeTimeFormat(language(), { numeric: 'always', style }).format(Math.round(distance / size), unit);
+  return new Intl.RelativeTimeFormat(locale(), { numeric: 'always', style }).format(Math.round(distance / size), unit);
 }
 
 /** How far away a time is, with the time itself on hover and for screen readers. */

@@ -19,7 +19,9 @@ export const tone = (kind, state) => TONES[kind][state] ?? 'mute';
 /** A state in a word and a colour. */
 export function chip(kind, state, title) {
   const busy = kind === 'job' && state === 'running' ? ' busy' : '';
-  return h('span', { class: `chip ${tone(kind, state)}${busy}`, title, 'data-state': state }, t(`${kind}.${state}`));
+  // What a machine does is a fact, not a worry: no colour behind it.
+  const plain = kind === 'power' && state !== 'crashed' ? ' plain' : '';
+  return h('span', { class: `chip ${tone(kind, state)}${busy}${plain}`, title, 'data-state': state }, t(`${kind}.${state}`));
 }
 
 export const tag = (text) => h('span', { class: 'tag' }, text);
@@ -68,7 +70,7 @@ export function choices(label, value, options, choose) {
 }
 
 /**
- * A table. Columns are `{ label, cell, num, sort, blank }`; the first is what a row is called. `sorting` is
+ * A table. Columns are `{ label, cell, num, sort, blank, minor }`, `minor` ones not on phones; the first is what a row is called. `sorting` is
  * `{ by, choose }`.
  */
 export function table(columns, rows, { label, id, sorting, more } = {}) {
@@ -81,12 +83,12 @@ export function table(columns, rows, { label, id, sorting, more } = {}) {
     if (!column.sort || !sorting) return undefined;
     return sorting.by === column.sort ? 'ascending' : sorting.by === `-${column.sort}` ? 'descending' : 'none';
   };
-  const kind = (column, at) => [column.num && 'num', at === 0 && 'first', column.blank && 'act'].filter(Boolean).join(' ') || undefined;
+  const kind = (column, at) => [column.num && 'num', at === 0 && 'first', column.blank && 'act', column.minor && 'minor'].filter(Boolean).join(' ') || undefined;
   return h('div', { class: 'table-box' },
     h('table', { class: 'folds', 'aria-label': label },
-      h('thead', null, h('tr', null, columns.map((column) => h('th', { scope: 'col', class: column.num && 'num', 'aria-sort': order(column) }, heading(column))))),
+      h('thead', null, h('tr', null, columns.map((column) => h('th', { scope: 'col', class: column.num ? 'num' : undefined, 'aria-sort': order(column) }, heading(column))))),
       h('tbody', null, rows.map((row) => h('tr', { key: id?.(row), 'data-id': id?.(row) },
-        columns.map((column, at) => h('td', { class: kind(column, at), 'data-label': column.label }, column.cell(row))))))),
+        columns.map((column, at) => h('td', { class: kind(column, at), 'data-label': column.label }, h('div', null, column.cell(row)))))))),
     more && h('div', { class: 'empty' }, button(t('list.more'), more)));
 }
 

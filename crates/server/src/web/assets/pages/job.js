@@ -2,7 +2,7 @@
 
 import * as api from '../api.js';
 import { h } from '../dom.js';
-import { absolute, bytes, clock, elapsed, number, percent, when } from '../format.js';
+import { absolute, bytes, clock, elapsed, number, percent, second, when } from '../format.js';
 import { t } from '../i18n.js';
 import { brief, button, card, chip, door, empty, facts, head, note, progress, subject } from '../ui.js';
 import { cancel, isOpen, vmPath } from './shared.js';
@@ -57,9 +57,8 @@ export default function job({ params, who, update }) {
   }
 
   function entries() {
-    const time = (at) => new Date(at).toLocaleTimeString(document.documentElement.lang, { hour12: false });
     return card(t('jobs.log'), {}, log.length === 0 ? empty(t('jobs.no-log')) : h('ol', { class: 'log', tabindex: '0', 'aria-label': t('jobs.log') }, log.map((entry) =>
-      h('li', { key: entry.seq, class: entry.level }, h('time', { datetime: entry.at, title: absolute(entry.at) }, time(entry.at)), h('span', null, entry.level !== 'info' && `${t(`severity.${entry.level}`)}: `, entry.message)))));
+      h('li', { key: entry.seq, class: entry.level }, h('time', { datetime: entry.at, title: absolute(entry.at) }, second(entry.at)), h('span', null, entry.level !== 'info' && `${t(`severity.${entry.level}`)}: `, entry.message)))));
   }
 
   return {

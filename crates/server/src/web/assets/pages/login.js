@@ -34,7 +34,7 @@ export function login(enter, change) {
       h('div', { class: 'brand' }, mark(), 'Virtward'),
       h('h1', { class: 'visually-hidden' }, t('login.title')),
       h('form', { onsubmit: submit },
-        field(t('login.token'), h('input', { id: 'token', name: 'token', type: 'password', autocomplete: 'current-password', required: true, autofocus: true, placeholder: 'vwt_…', spellcheck: 'false' })),
+        field(t('login.token'), h('input', { id: 'token', name: 'token', type: 'password', autocomplete: 'current-password', required: true, placeholder: 'vwt_…', spellcheck: 'false' })),
         problem && trouble(problem),
         button(isBusy ? t('login.busy') : t('login.enter'), undefined, { type: 'submit', kind: 'primary', disabled: isBusy })),
       h('div', { class: 'soft' }, t('login.help')),

@@ -59,7 +59,7 @@ export default function overview({ who, update, load }) {
     const away = [['libvirtd_down', 'libvirtd-down'], ['down', 'down'], ['unknown', 'unknown']].filter(([name]) => hosts[name] > 0);
     return h('div', { class: 'stats', key: 'stats' },
       stat('/vms', t('nav.vms'), number(vms.total), t('overview.running-vms', { n: number(vms.running) })),
-      stat('/hosts', t('nav.hosts'), number(hosts.total), away.length === 0 ? t('overview.hosts-up') : away.map(([name, state]) => h('span', { class: 'bad-text' }, `${number(hosts[name])} ${t(`host.${state}`)} `))),
+      stat('/hosts', t('nav.hosts'), number(hosts.total), away.length === 0 ? t('overview.hosts-up') : away.map(([name, state], at) => [at > 0 && ' · ', h('span', { class: 'bad-text' }, `${number(hosts[name])} ${t(`host.${state}`)}`)])),
       stat('/jobs?state=running,queued', t('overview.jobs-now'), number(jobs.running), t('overview.queued', { n: number(jobs.queued) })),
       stat('/jobs?state=failed,interrupted', t('overview.jobs-day'), number(jobs.succeeded), jobs.failed > 0 ? h('span', { class: 'bad-text' }, t('overview.failed', { n: number(jobs.failed) })) : t('overview.none-failed')));
   }

@@ -26,7 +26,7 @@ export default function repository({ params, who, update }) {
   }
 
   async function readPoints(cursor) {
-    const page = await api.get(['points'], { repository: params.repository, limit: 50, cursor });
+    const page = await api.get(['points'], { repository: params.repository, limit: 20, cursor });
     points = cursor ? [...points, ...page.items] : page.items;
     next = page.next;
     update();

@@ -3,7 +3,7 @@
 import { attempt, brief, button, check, chip, confirm, dialog, ends, field, progress, select, subject, table, toast } from '../ui.js';
 import * as api from '../api.js';
 import { h } from '../dom.js';
-import { clock, elapsed, when } from '../format.js';
+import { bytes, elapsed, when } from '../format.js';
 import { t } from '../i18n.js';
 
 /** The path of a VM's page. */
@@ -13,7 +13,7 @@ export const jobLink = (job) => h('a', { class: 'name', href: api.path(['jobs', 
 
 export const policyLinks = (names) => names.length === 0 ? '–' : names.map((name, at) => [at > 0 && ', ', h('a', { href: api.path(['policies', name]) }, name)]);
 
-const about = (job) => (job.vm ? h('a', { href: vmPath(job.vm) }, job.vm.name) : h('a', { href: api.path(['repositories', job.repository]) }, job.repository));
+const about = (job) => (job.vm ? h('a', { class: 'nowrap', href: vmPath(job.vm) }, job.vm.name) : h('a', { href: api.path(['repositories', job.repository]) }, job.repository));
 
 /** Replaces a job in a list, newest first, or puts it in front. */
 export function place(jobs, job) {
@@ -36,7 +36,9 @@ function outcome(job) {
   if (isOpen(job)) return progress(job);
   if (job.error) return h('small', null, job.error.message);
   if (job.warnings.length > 0) return h('small', { class: 'warn-text' }, job.warnings[0]);
-  return '';
+  const { read_bytes: taken, stored_bytes: stored, points } = job.result ?? {};
+  if (stored !== undefined) return h('small', null, t(job.kind === 'restore' ? 'jobs.wrote' : 'jobs.moved', { read: bytes(taken), stored: bytes(stored) }));
+  return points === undefined ? '' : h('small', null, t('jobs.handled', { n: points }));
 }
 
 /** Jobs with what came of them. */
@@ -46,9 +48,9 @@ export function jobTable(jobs, { who, showVm = true, more }) {
     showVm && { label: t('jobs.about'), cell: about },
     { label: t('jobs.state'), cell: (job) => chip('job', job.state) },
     { label: t('jobs.outcome'), cell: outcome },
-    { label: t('jobs.origin'), cell: (job) => (job.origin.policy ? h('a', { href: api.path(['policies', job.origin.policy]) }, job.origin.policy) : job.origin.by) },
+    { label: t('jobs.origin'), minor: true, cell: (job) => (job.origin.policy ? h('a', { href: api.path(['policies', job.origin.policy]) }, job.origin.policy) : job.origin.by) },
     { label: t('jobs.began'), cell: (job) => when(job.started ?? job.created) },
-    { label: t('jobs.took'), num: true, cell: (job) => elapsed(job.started, job.finished) },
+    { label: t('jobs.took'), minor: true, num: true, cell: (job) => elapsed(job.started, job.finished) },
     { label: t('list.actions'), blank: true, num: true, cell: (job) => isOpen(job) && api.may(who, 'operator') ? button(t('action.cancel'), () => cancel(job), { kind: 'quiet small', disabled: job.is_cancelling, label: t('jobs.cancel-label', { kind: t(`kind.${job.kind}`), what: subject(job) }) }) : '' },
   ];
   return table(columns.filter(Boolean), jobs, { label: t('nav.jobs'), id: (job) => job.id, more });
@@ -101,5 +103,3 @@ export function keep(go, values) {
   const text = api.path([location.pathname.slice(1)], values).replace(/^\/[^?]*/, location.pathname);
   go(text, { replace: true });
 }
-
-export { clock };

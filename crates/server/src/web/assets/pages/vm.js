@@ -53,13 +53,13 @@ export default function vm({ params, who, update, load }) {
   function pointTable() {
     const columns = [
       { label: t('point.taken'), cell: (point) => clock(point.taken) },
-      { label: t('point.kind'), cell: (point) => t(`point.${point.kind}`) },
+      { label: t('point.kind'), minor: true, cell: (point) => t(`point.${point.kind}`) },
       { label: t('point.consistency'), cell: (point) => h('span', { title: point.quiesce.reason ?? undefined }, t(`quiesced.${point.quiesce.outcome}`)) },
-      { label: t('point.read'), num: true, cell: (point) => bytes(point.read_bytes) },
+      { label: t('point.read'), minor: true, num: true, cell: (point) => bytes(point.read_bytes) },
       { label: t('point.stored'), num: true, cell: (point) => bytes(point.stored_bytes) },
-      { label: t('point.took'), num: true, cell: (point) => duration(point.duration_ms / 1000) },
+      { label: t('point.took'), minor: true, num: true, cell: (point) => duration(point.duration_ms / 1000) },
       { label: t('nav.repository'), cell: (point) => [point.repository, point.held && [' ', h('span', { class: 'tag', title: point.held }, t('point.held'))], point.warnings.length > 0 && [' ', h('span', { class: 'chip warn', title: point.warnings.join('\n') }, t('point.warnings', { n: point.warnings.length }))]] },
-      { label: t('point.id'), cell: (point) => brief(point.id) },
+      { label: t('point.id'), minor: true, cell: (point) => brief(point.id) },
       { label: t('list.actions'), blank: true, num: true, cell: (point) => api.may(who, 'operator') ? door(t('vm.restore'), restorePath(point), { kind: 'small' }) : '' },
     ];
     const shown = isAll ? points : points.slice(0, POINTS_SHOWN);
@@ -87,7 +87,7 @@ export default function vm({ params, who, update, load }) {
       { label: t('vm.device'), cell: (disk) => [disk.device, ' · ', disk.format, disk.is_read_only && ` · ${t('vm.read-only')}`] },
       { label: t('vm.in-backups'), cell: (disk) => h('span', { class: `chip ${disk.is_backed_up ? 'good' : 'mute'}` }, disk.is_backed_up ? t('vm.yes') : t('vm.no')) },
       { label: t('vms.size'), num: true, cell: (disk) => bytes(disk.size_bytes) },
-      { label: t('vm.allocated'), num: true, cell: (disk) => bytes(disk.allocated_bytes) },
+      { label: t('vm.allocated'), minor: true, num: true, cell: (disk) => bytes(disk.allocated_bytes) },
       { label: t('vm.source'), cell: (disk) => h('code', null, disk.source || '–') },
     ];
     return card(t('vm.disks'), {}, table(columns, data.disks, { label: t('vm.disks'), id: (disk) => disk.target }));

@@ -41,10 +41,10 @@ export default function vms({ query, go, load, update }) {
       { label: t('vms.vm'), sort: 'name', cell: (vm) => [h('a', { class: 'name', href: vmPath(vm) }, vm.name), vm.tags.length > 0 && [' ', vm.tags.map((name) => [tag(name), ' '])]] },
       { label: t('vms.protection'), sort: 'protection', cell: (vm) => chip('protection', vm.protection) },
       { label: t('vms.last-point'), sort: 'last-point', cell: (vm) => when(vm.last_point) },
-      { label: t('vms.next-run'), sort: 'next-run', cell: (vm) => (vm.job ? h('a', { href: api.path(['jobs', vm.job]) }, t('vms.job-open')) : when(vm.next_run)) },
+      { label: t('vms.next-run'), minor: true, sort: 'next-run', cell: (vm) => (vm.job ? h('a', { href: api.path(['jobs', vm.job]) }, t('vms.job-open')) : when(vm.next_run)) },
       { label: t('vms.policies'), cell: (vm) => policyLinks(vm.policies) },
       { label: t('vms.state'), sort: 'state', cell: (vm) => [chip('power', vm.state), vm.is_stale && [' ', h('small', { title: t('vms.stale-help') }, t('vms.stale'))]] },
-      { label: t('vms.size'), sort: 'size', num: true, cell: (vm) => bytes(vm.size_bytes) },
+      { label: t('vms.size'), minor: true, sort: 'size', num: true, cell: (vm) => bytes(vm.size_bytes) },
       { label: t('vms.host'), sort: 'host', cell: (vm) => vm.host },
     ];
     const sorting = { by: sort, choose: (by) => {
