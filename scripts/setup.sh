@@ -3,7 +3,7 @@
 #
 #   setup.sh build          what compiling and linking need
 #   setup.sh lab            build, and what the lab and the demo need, with the guests' kernel and image
-#   setup.sh test           lab, and the S3 server of the tests
+#   setup.sh test           lab, and the S3 server and the browser of the tests
 #   setup.sh soak           test, and the object store that long tests run against
 #   setup.sh bench          lab, and the tools that the benchmark compares with
 #   setup.sh --dry-run MODE only say what would be done
@@ -19,6 +19,8 @@ lab_packages=(busybox-static cpio lz4 zstd xz-utils iproute2 nftables fdisk e2fs
     python3 python3-cryptography python3-argon2 python3-zstandard python3-lz4)
 # An SSH server and certificates, to reach libvirt as on another host.
 test_packages=(openssh-server openssh-client openssl)
+# The browser that the tests of the web interface drive, and a font with which Chinese can be read in it.
+test_packages=(chromium chromium-driver fonts-noto-cjk)
 bench_packages=(restic borgbackup virtnbdbackup b3sum openssl)
 # These must come from one release, all in one call: mixing QEMU 7.2 of Debian 12 with parts of 10.0 removes qemu-utils.
 build_virt=(libvirt-dev)
@@ -194,6 +196,7 @@ command -v dpkg-query >/dev/null || die "this is no Debian; see docs/lab.md for 
 plain=("${build_packages[@]}")
 virt=("${build_virt[@]}")
 case $mode in lab | test | soak | bench) plain+=("${lab_packages[@]}") virt+=("${lab_virt[@]}") ;; esac
+case $mode in test | soak) plain+=("${test_packages[@]}") ;; esac
 case $mode in test | soak) plain+=("${test_packages[@]}") ;; esac
 case $mode in bench) plain+=("${bench_packages[@]}") ;; esac
 

@@ -44,11 +44,14 @@ const between = (from, to) => (new Date(to) - new Date(from)) / 1000;
 /** How long something ran, or runs. */
 export const elapsed = (from, to) => (from ? duration(Math.max(0, between(from, to ?? Date.now()))) : NONE);
 
+/** Chinese writes both clocks; of these the one with 24 hours is the shorter. */
+const hours = () => (language() === 'zh-TW' ? { hourCycle: 'h23' } : {});
+
 export function absolute(at) {
-  return new Intl.DateTimeFormat(locale(), { dateStyle: 'medium', timeStyle: 'long' }).format(new Date(at));
+  return new Intl.DateTimeFormat(locale(), { dateStyle: 'medium', timeStyle: 'long', ...hours() }).format(new Date(at));
 }
 
-export const short = (at) => new Intl.DateTimeFormat(locale(), { dateStyle: 'medium', timeStyle: 'short' }).format(new Date(at));
+export const short = (at) => new Intl.DateTimeFormat(locale(), { dateStyle: 'medium', timeStyle: 'short', ...hours() }).format(new Date(at));
 /** The time of day, to the second. */
 export const second = (at) => new Date(at).toLocaleTimeString(locale(), { hour12: false });
 export const day = (at) => new Intl.DateTimeFormat(locale(), { month: 'short', day: 'numeric' }).format(new Date(at));

@@ -185,7 +185,7 @@ export default function policy({ params, who, update, go, load }) {
         beside: stored?.is_paused && h('span', { class: 'chip warn' }, t('policies.paused')),
         actions: canChange && [
           stored && button(t('policies.delete'), drop, { kind: 'danger' }),
-          button(t('policies.compare'), compare, { kind: 'primary', disabled: !report?.is_valid })],
+          button(t('policies.compare'), compare, { kind: 'primary', disabled: !report?.is_valid || diff !== null })],
       }),
       h('div', { class: 'stack', key: 'all' },
         isStale && note('warn', t('policies.stale'), button(t('policies.reload'), load, { kind: 'small' })),
