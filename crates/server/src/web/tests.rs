@@ -134,7 +134,12 @@ fn every_text_that_is_asked_for_exists_and_none_is_idle() {
                 before.is_some_and(|before| !before.ends_with(|c: char| c.is_alphanumeric() || c == '_'))
             });
             if asked && !literal.text.contains('\0') {
-                assert!(known.contains_key(&literal.text), "{name}:{}: there is no text {}", literal.line, literal.text);
+                assert!(
+                    known.contains_key(&literal.text),
+                    "{name}:{}: there is no text {}",
+                    literal.line,
+                    literal.text
+                );
             }
             match literal.text.split_once('\0') {
                 Some((start, end)) if asked => {
@@ -193,17 +198,38 @@ fn values(schema: &Value) -> Vec<String> {
 #[test]
 fn no_text_for_people_stands_in_the_code() {
     // Names, a command, and the text of a new policy: the same in every language.
-    let same = ["Virtward", "English", "繁體中文", "JSON", "TOML", "OpenAPI 3.1", "UUID", "virtward token create me --role operator"];
-    let technical = ["class:", "style:", "d:", "viewBox:", "'aria-describedby':", "querySelector(", "querySelectorAll(", "closest?.(", "rel:"];
+    let same = [
+        "Virtward",
+        "English",
+        "繁體中文",
+        "JSON",
+        "TOML",
+        "OpenAPI 3.1",
+        "UUID",
+        "virtward token create me --role operator",
+    ];
+    let technical = [
+        "class:",
+        "style:",
+        "d:",
+        "viewBox:",
+        "'aria-describedby':",
+        "querySelector(",
+        "querySelectorAll(",
+        "closest?.(",
+        "rel:",
+    ];
     for (name, script) in scripts().filter(|(name, _)| *name != "icons.js") {
         for literal in literals(script) {
             let before = literal.before.trim_end();
             let is_code = technical.iter().any(|word| before.contains(word)) || before.ends_with("TEMPLATE =");
             let text = literal.text.replace('\0', " ");
             let mut letters = text.split(|c: char| !c.is_alphabetic()).filter(|word| word.chars().count() > 1);
-            let is_capital = |word: &str| word.starts_with(char::is_uppercase) && word.chars().skip(1).all(char::is_lowercase);
+            let is_capital =
+                |word: &str| word.starts_with(char::is_uppercase) && word.chars().skip(1).all(char::is_lowercase);
             let is_sentence = text.trim().contains(' ') && letters.clone().count() > 1;
-            let looks_like_text = is_sentence || letters.any(is_capital) || !text.is_ascii() && text.chars().any(char::is_alphabetic);
+            let looks_like_text =
+                is_sentence || letters.any(is_capital) || !text.is_ascii() && text.chars().any(char::is_alphabetic);
             if looks_like_text && !is_code && !same.iter().any(|known| text.contains(known)) && !is_key(&text) {
                 panic!("{name}:{}: {:?} belongs in the dictionaries", literal.line, literal.text);
             }
@@ -214,8 +240,8 @@ fn no_text_for_people_stands_in_the_code() {
 /// Names in the language, the browser or a protocol.
 fn is_key(text: &str) -> bool {
     let known = [
-        "Alt", "Escape", "Tab", "GET", "POST", "PUT", "DELETE", "ALL", "Europe", "DIALOG", "ZONE", "Infinity", "libvirt", "QEMU",
-        "max-age", "MiB", "KiB", "GiB", "TiB", "PiB", "Universally Unique Identifier",
+        "Alt", "Escape", "Tab", "GET", "POST", "PUT", "DELETE", "ALL", "Europe", "DIALOG", "ZONE", "Infinity",
+        "libvirt", "QEMU", "max-age", "MiB", "KiB", "GiB", "TiB", "PiB",
     ];
     known.iter().any(|word| text.contains(word)) || ["zh-TW", " M", " L", " Z"].iter().any(|word| text.contains(word))
 }
@@ -223,8 +249,16 @@ fn is_key(text: &str) -> bool {
 #[test]
 fn data_never_becomes_markup_and_nothing_comes_from_elsewhere() {
     let banned = [
-        "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "DOMParser",
-        "createContextualFragment", "srcdoc", "javascript:",
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "new Function",
+        "DOMParser",
+        "createContextualFragment",
+        "srcdoc",
+        "javascript:",
     ];
     for (name, text) in ASSETS.iter().chain([&("index.html", INDEX)]) {
         for word in banned {

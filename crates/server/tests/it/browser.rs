@@ -88,7 +88,11 @@ impl Browser {
         let script = format!("return Boolean({expression})");
         while self.run(&script, json!([])).await != true {
             if Instant::now() >= until {
-                panic!("waited too long for {what}; the page says:\n{}\n{:?}", self.text().await, self.complaints().await);
+                panic!(
+                    "waited too long for {what}; the page says:\n{}\n{:?}",
+                    self.text().await,
+                    self.complaints().await
+                );
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

@@ -120,7 +120,8 @@ async fn what_failed_is_found_with_its_reason_and_a_viewer_changes_nothing() {
     assert!(alert.contains(reason), "{alert}");
     assert!(job["error"]["hint"].as_str().is_none_or(|hint| alert.contains(hint)), "{alert}");
     browser.page("/vms/web1").await;
-    let buttons = browser.run("return [...document.querySelectorAll('main button')].map(b => b.textContent)", json!([])).await;
+    let buttons =
+        browser.run("return [...document.querySelectorAll('main button')].map(b => b.textContent)", json!([])).await;
     assert!(!buttons.to_string().contains("Back up"), "{buttons}");
     assert_eq!(browser.complaints().await, Vec::<String>::new());
     drop(browser);
@@ -209,14 +210,16 @@ async fn every_page_is_usable_on_a_phone_in_both_languages_and_in_the_dark() {
         format!("/jobs/{}", job["id"].as_str().unwrap()),
         "/policies".into(),
         "/policies/gold".into(),
-        "/policies/new".into(),
+        "/policies/+new".into(),
         "/repositories".into(),
         "/repositories/default".into(),
         "/events".into(),
         "/audit".into(),
         "/settings".into(),
     ];
-    for (language, theme, width) in [("en", "light", 1280), ("en", "dark", 320), ("zh-TW", "dark", 1280), ("zh-TW", "light", 320)] {
+    for (language, theme, width) in
+        [("en", "light", 1280), ("en", "dark", 320), ("zh-TW", "dark", 1280), ("zh-TW", "light", 320)]
+    {
         browser.resize(width, 720).await;
         let choose = "localStorage.setItem('virtward-language', arguments[0]); localStorage.setItem('virtward-theme', arguments[1])";
         browser.run(choose, json!([language, theme])).await;

@@ -15,13 +15,13 @@ function roof(value) {
   return 4 * unit * ROUND.find((step) => step * unit >= value / 4);
 }
 
-/** Bytes over time, from zero. */
+/** Bytes over time, from zero; the scale is at the end, which is now. */
 export function growth(samples) {
-  const [width, height, left, bottom, top] = [720, 210, 62, 24, 12];
+  const [width, height, left, right, bottom, top] = [720, 210, 10, 66, 24, 12];
   const times = samples.map((sample) => new Date(sample.at).getTime());
   const [first, last] = [times[0], times[times.length - 1]];
   const max = roof(Math.max(...samples.map((sample) => sample.bytes)));
-  const x = (time) => left + ((width - left - 14) * (time - first)) / Math.max(1, last - first);
+  const x = (time) => left + ((width - left - right) * (time - first)) / Math.max(1, last - first);
   const y = (value) => height - bottom - ((height - bottom - top) * value) / max;
   const dots = samples.map((sample, at) => `${x(times[at]).toFixed(1)},${y(sample.bytes).toFixed(1)}`);
   const end = samples[samples.length - 1];
@@ -30,8 +30,8 @@ export function growth(samples) {
   const dates = [0, 0.25, 0.5, 0.75, 1].map((part) => first + (last - first) * part);
   return h('div', { class: 'chart-box' }, s('svg', { class: 'chart', viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': label },
     marks.map((value) => [
-      s('line', { class: 'grid-line', x1: left, x2: width - 14, y1: y(value), y2: y(value) }),
-      s('text', { x: left - 8, y: y(value) + 4, 'text-anchor': 'end' }, bytes(value))]),
+      s('line', { class: 'grid-line', x1: left, x2: width - right, y1: y(value), y2: y(value) }),
+      s('text', { x: width - right + 8, y: y(value) + 4 }, bytes(value))]),
     dates.map((time, at) => s('text', { x: x(time), y: height - 6, 'text-anchor': at === 0 ? 'start' : at === 4 ? 'end' : 'middle' }, day(time))),
     s('path', { class: 'area', d: `M${x(first)},${y(0)} L${dots.join(' ')} L${x(last)},${y(0)} Z` }),
     s('polyline', { class: 'curve', points: dots.join(' ') }),

@@ -9,7 +9,7 @@ import { find } from './router.js';
 import { frame, missing } from './shell.js';
 import { follow } from './stream.js';
 import * as theme from './theme.js';
-import { trouble, waiting } from './ui.js';
+import { head, soon, trouble, waiting } from './ui.js';
 
 const app = { who: null, isLive: false, isMenuOpen: false, running: 0, host: '' };
 const root = document.getElementById('app');
@@ -33,12 +33,25 @@ export function update() {
 function draw() {
   if (!app.who) return;
   document.title = page ? `${page.title()} · Virtward` : 'Virtward';
-  const content = !page ? missing() : problem ? [trouble(problem)] : isLoaded ? page.view() : [waiting()];
+  const content = !page ? missing() : problem ? [head(page.title()), trouble(problem)] : isLoaded ? page.view() : [waiting()];
   patch(root, frame(app, content, { go, update, logOut, change }));
 }
 
+/** Reads what the page shows. Asked again meanwhile, it reads once more afterwards: the last wish counts. */
 async function load() {
   const mine = page;
+  mine.isWanted = true;
+  mine.reading ??= (async () => {
+    while (mine.isWanted && mine === page) {
+      mine.isWanted = false;
+      await read(mine);
+    }
+    mine.reading = null;
+  })();
+  await mine.reading;
+}
+
+async function read(mine) {
   try {
     await mine.load();
     if (mine === page) problem = null;
@@ -83,7 +96,7 @@ async function logOut() {
 }
 
 function heard(name, data) {
-  if (name === 'reset' || name === 'job') count();
+  if (name === 'reset' || name === 'job') countSoon();
   if (name === 'reset') {
     if (page && isLoaded) load();
     return;
@@ -103,6 +116,8 @@ async function count() {
   }
 }
 
+const countSoon = soon(count);
+
 function clicked(event) {
   const link = event.target.closest?.('a[href]');
   if (!link || event.defaultPrevented || event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
@@ -120,7 +135,7 @@ async function enter(who) {
   unfollow = follow(heard, (isLive) => {
     app.isLive = isLive;
     update();
-  });
+  }, () => api.whoami().then((still) => still || ask(), () => {}));
   patch(root, []);
   await Promise.all([show({ isMoved: false }), count(), api.get(['version']).then((version) => {
     app.host = version.host;

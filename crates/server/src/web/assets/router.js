@@ -35,6 +35,15 @@ const ROUTES = [
   ['/settings', settings],
 ];
 
+/** A part of an address as it was meant; what cannot be read stands for itself. */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
 /** The page of an address and what is in it; null if there is none. */
 export function find(pathname) {
   const parts = pathname.split('/');
@@ -44,7 +53,7 @@ export function find(pathname) {
     const params = {};
     const fits = wanted.every((word, at) => {
       if (!word.startsWith(':')) return word === parts[at];
-      params[word.slice(1)] = decodeURIComponent(parts[at]);
+      params[word.slice(1)] = decoded(parts[at]);
       return parts[at] !== '';
     });
     if (fits) return { make, params };

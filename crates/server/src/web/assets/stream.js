@@ -1,11 +1,12 @@
 // One stream of changes per visible tab. Browsers allow few connections per server, so a hidden tab gives its own up and
 // catches up when it is seen again: the daemon then says `reset`, and whatever is shown is read again.
 
+const RETRY_MS = 5000;
 const NAMES = ['job', 'progress', 'vm', 'vm-removed', 'host', 'event', 'policy', 'repository', 'reset'];
 
-/** Follows changes: `heard(name, data)`, `told(isLive)`. Gives a function that ends it. */
-export function follow(heard, told) {
-  let source = null;
+/** Follows changes with `heard(name, data)`, `told(isLive)`, `refused()`. Gives a function that ends it. */
+export function follow(heard, told, refused) {
+  let [source, again] = [null, null];
 
   function open() {
     if (source || document.hidden) return;
@@ -16,13 +17,15 @@ export function follow(heard, told) {
       // A refused stream is not tried again by the browser.
       if (source?.readyState === EventSource.CLOSED) {
         close();
-        setTimeout(open, 5000);
+        again = setTimeout(open, RETRY_MS);
+        refused();
       }
     };
     for (const name of NAMES) source.addEventListener(name, (message) => heard(name, JSON.parse(message.data)));
   }
 
   function close() {
+    clearTimeout(again);
     source?.close();
     source = null;
   }

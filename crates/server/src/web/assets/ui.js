@@ -1,7 +1,7 @@
 // What pages are made of: chips, tables, progress, dialogs, messages.
 
 import { h, patch } from './dom.js';
-import { absolute, bytes, duration, percent, rate } from './format.js';
+import { bytes, duration, percent, rate } from './format.js';
 import { icon } from './icons.js';
 import { t, word } from './i18n.js';
 
@@ -167,7 +167,7 @@ export function toast(kind, ...lines) {
   const shown = h('div', { class: `note ${kind}` }, icon(kind === 'good' ? 'good' : 'alert'), h('div', null, lines.filter(Boolean).map((line) => h('p', null, line))),
     h('button', { type: 'button', class: 'link', 'aria-label': t('action.close'), onclick: () => shown.remove() }, '\u00d7'));
   place.append(shown);
-  if (kind === 'good') setTimeout(() => shown.remove(), 6000);
+  if (kind === 'good') setTimeout(() => shown.remove(), 10000);
 }
 
 /** Does something and says what went wrong. */
@@ -181,7 +181,19 @@ export async function attempt(work) {
   }
 }
 
+/** Does something a little later, once for all that asked for it meanwhile. `stop` takes it back. */
+export function soon(work, ms = 1200) {
+  let timer = null;
+  const wish = () => {
+    timer ??= setTimeout(() => {
+      timer = null;
+      work();
+    }, ms);
+    return false;
+  };
+  wish.stop = () => clearTimeout(timer);
+  return wish;
+}
+
 /** An id, short enough to read. */
 export const brief = (id) => h('code', { title: id }, id.slice(0, 8));
-
-export { absolute };

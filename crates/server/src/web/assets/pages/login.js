@@ -34,6 +34,8 @@ export function login(enter, change) {
       h('div', { class: 'brand' }, mark(), 'Virtward'),
       h('h1', { class: 'visually-hidden' }, t('login.title')),
       h('form', { onsubmit: submit },
+        // Only so that password managers know what to keep the token under.
+        h('input', { name: 'username', autocomplete: 'username', value: 'virtward', readonly: true, hidden: true }),
         field(t('login.token'), h('input', { id: 'token', name: 'token', type: 'password', autocomplete: 'current-password', required: true, placeholder: 'vwt_…', spellcheck: 'false' })),
         problem && trouble(problem),
         button(isBusy ? t('login.busy') : t('login.enter'), undefined, { type: 'submit', kind: 'primary', disabled: isBusy })),

@@ -4,16 +4,16 @@ import * as api from '../api.js';
 import { h } from '../dom.js';
 import { bytes, number, percent, ratio, when } from '../format.js';
 import { t } from '../i18n.js';
-import { card, chip, empty, gauge, head, note, table, tone } from '../ui.js';
+import { card, chip, empty, gauge, head, note, soon, table, tone } from '../ui.js';
 import { advance, feed, jobLink, jobTable, vmPath } from './shared.js';
 
 const STATES = ['protected', 'pending', 'overdue', 'unprotected', 'unknown'];
 const WORRIES = ['overdue', 'unprotected', 'unknown'];
 const WORRIES_MAX = 8;
 
-export default function overview({ who, update, load }) {
+export default function overview({ who, load }) {
   let [data, worries] = [null, []];
-  let again = null;
+  const later = soon(load);
 
   /** VMs that are not protected, with the reason of each. */
   async function worrying() {
@@ -25,15 +25,6 @@ export default function overview({ who, update, load }) {
     }
     const details = await Promise.all(found.map((vm) => api.get(['vms', vm.uuid]).catch(() => null)));
     return details.filter(Boolean);
-  }
-
-  /** Read again soon, once for many changes. */
-  function later() {
-    again ??= setTimeout(() => {
-      again = null;
-      load();
-    }, 1500);
-    return false;
   }
 
   function protection() {
@@ -90,7 +81,7 @@ export default function overview({ who, update, load }) {
       data = await api.get(['overview']);
       worries = await worrying();
     },
-    end: () => clearTimeout(again),
+    end: later.stop,
     on: {
       progress: (message) => advance(data.running, message),
       job: later, vm: later, 'vm-removed': later, host: later, policy: later, repository: later, event: later,
@@ -98,10 +89,10 @@ export default function overview({ who, update, load }) {
     view: () => [
       head(t('nav.overview')),
       h('div', { class: 'stack', key: 'all' },
-        data.vms.total > 0 && data.protection.unprotected === data.vms.total && note('info', t('overview.first-policy'), h('a', { href: '/policies/new' }, t('policies.new'))),
+        data.vms.total > 0 && data.protection.unprotected === data.vms.total && note('info', t('overview.first-policy'), h('a', { href: '/policies/+new' }, t('policies.new'))),
         stats(),
         h('div', { class: 'grid' }, protection(), capacity(), attention(),
-          data.running.length > 0 && card(t('overview.running'), { end: h('a', { href: '/jobs' }, t('list.all')) }, jobTable(data.running, { who, update })),
+          data.running.length > 0 && card(t('overview.running'), { end: h('a', { href: '/jobs' }, t('list.all')) }, jobTable(data.running, { who })),
           failures(),
           card(t('overview.events'), { wide: 'half', end: h('a', { href: '/events' }, t('list.all')) }, data.events.length === 0 ? empty(t('events.none')) : feed(data.events.slice(0, 7))))),
     ],

@@ -4,7 +4,7 @@ import * as api from '../api.js';
 import { h } from '../dom.js';
 import { number, when } from '../format.js';
 import { t } from '../i18n.js';
-import { card, door, empty, head, table } from '../ui.js';
+import { card, door, empty, head, soon, table } from '../ui.js';
 
 /** The schedule of a policy in a few words. */
 function schedule({ policy }) {
@@ -16,6 +16,7 @@ const kept = ({ policy }) => Object.entries(policy.retention ?? {}).filter(([, v
 
 export default function policies({ who, load }) {
   let items = [];
+  const later = soon(load);
   const columns = () => [
     { label: t('policies.policy'), cell: (one) => [h('a', { class: 'name', href: api.path(['policies', one.name]) }, one.name), one.is_paused && [' ', h('span', { class: 'chip warn' }, t('policies.paused'))]] },
     { label: t('nav.vms'), num: true, cell: (one) => h('a', { href: api.path(['vms'], { policy: one.name }) }, number(one.vms.length)) },
@@ -30,12 +31,10 @@ export default function policies({ who, load }) {
     async load() {
       items = await api.get(['policies']);
     },
-    on: { policy() {
-      load();
-      return false;
-    } },
+    on: { policy: later },
+    end: later.stop,
     view: () => [
-      head(t('nav.policies'), { actions: api.may(who, 'admin') && door(t('policies.new'), '/policies/new', { kind: 'primary', sign: 'plus' }) }),
+      head(t('nav.policies'), { actions: api.may(who, 'admin') && door(t('policies.new'), '/policies/+new', { kind: 'primary', sign: 'plus' }) }),
       card('', { key: 'list' }, items.length === 0 ? empty(t('policies.none')) : table(columns(), items, { label: t('nav.policies'), id: (one) => one.name })),
     ],
   };

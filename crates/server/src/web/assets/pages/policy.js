@@ -29,7 +29,8 @@ keep-weekly = 8
 `;
 
 export default function policy({ params, who, update, go, load }) {
-  const isNew = params.policy === 'new';
+  // No policy can have this name.
+  const isNew = params.policy === '+new';
   const canChange = api.may(who, 'admin');
   let [stored, text, isJson] = [null, '', false];
   let [report, diff, problem, isStale] = [null, null, null, false];

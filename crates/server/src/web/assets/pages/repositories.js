@@ -6,6 +6,12 @@ import { bytes, number, ratio, when } from '../format.js';
 import { t } from '../i18n.js';
 import { card, chip, empty, gauge, head, table } from '../ui.js';
 
+function space({ name, usage }) {
+  if (!usage) return '–';
+  if (!usage.total_bytes) return h('small', null, t('repository.no-limit'));
+  return [gauge(usage.total_bytes - usage.free_bytes, usage.total_bytes, t('repository.fullness', { name })), h('small', null, t('hosts.free-of', { free: bytes(usage.free_bytes), total: bytes(usage.total_bytes) }))];
+}
+
 export default function repositories() {
   let items = [];
   const columns = () => [
@@ -15,7 +21,7 @@ export default function repositories() {
     { label: t('repository.stored'), num: true, cell: (one) => bytes(one.usage?.bytes) },
     { label: t('repository.dedup'), num: true, cell: (one) => ratio(one.usage?.dedup_ratio) },
     { label: t('repository.compression'), num: true, cell: (one) => ratio(one.usage?.compression_ratio) },
-    { label: t('repository.space'), cell: (one) => (one.usage?.total_bytes ? [gauge(one.usage.total_bytes - one.usage.free_bytes, one.usage.total_bytes, t('repository.fullness', { name: one.name })), h('small', null, t('hosts.free-of', { free: bytes(one.usage.free_bytes), total: bytes(one.usage.total_bytes) }))] : h('small', null, t('repository.no-limit'))) },
+    { label: t('repository.space'), cell: space },
     { label: t('repository.verified'), cell: (one) => when(one.last_verify?.at) },
   ];
   return {

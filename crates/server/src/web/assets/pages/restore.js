@@ -14,7 +14,7 @@ export default function restore({ params, query, update }) {
   let [points, chosen, name] = [[], null, ''];
   let [step, plan, problem, job, isBusy] = ['point', null, null, null, false];
   const want = { place: 'new', name: '', start: false, overwrite: false, disk_dir: '' };
-  let key = api.newKey();
+  let [key, isFirst] = [api.newKey(), true];
 
   function move(to) {
     [step, problem] = [to, null];
@@ -137,7 +137,8 @@ export default function restore({ params, query, update }) {
       chosen = points.find((point) => (chosen ? point.id === chosen.id : isWanted(point))) ?? points[0] ?? null;
       name = chosen?.vm ?? params.vm;
       want.name ||= t('restore.suggested', { name });
-      if (query.get('point') && step === 'point') step = 'target';
+      if (query.get('point') && isFirst && chosen) step = 'target';
+      isFirst = false;
     },
     on: {
       progress(message) {

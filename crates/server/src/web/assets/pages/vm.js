@@ -5,7 +5,7 @@ import { timeline } from '../chart.js';
 import { h } from '../dom.js';
 import { bytes, clock, duration, number, rate, when } from '../format.js';
 import { t } from '../i18n.js';
-import { brief, button, card, chip, choices, door, empty, facts, head, note, table, tag, tone } from '../ui.js';
+import { brief, button, card, chip, choices, door, empty, facts, head, note, soon, table, tag, tone } from '../ui.js';
 import { advance, backUp, jobTable, place, policyLinks, vmPath } from './shared.js';
 
 const POINTS_MAX = 500;
@@ -15,6 +15,8 @@ const SPANS = [7, 30, 90];
 export default function vm({ params, who, update, load }) {
   let [data, points, verdicts, jobs, repositories] = [null, [], [], [], []];
   let [days, isAll] = [30, false];
+
+  const later = soon(load);
 
   async function start() {
     const job = await backUp(data, repositories);
@@ -47,7 +49,7 @@ export default function vm({ params, who, update, load }) {
       [t('vm.guest'), guest === null ? t('vm.no-agent') : [guest.is_agent_connected ? t('vm.agent') : t('vm.agent-away'), guest.hostname && ` · ${guest.hostname}`, guest.os && ` · ${guest.os}`]],
       ...data.networks.map((network, at) => [at === 0 ? t('vm.networks') : '', [network.source ?? '–', ' ', h('code', null, network.mac), ' ', network.model]]),
       ...Object.entries(data.metadata).map(([name, value]) => [h('code', null, name), value]),
-      [h('abbr', { title: 'Universally Unique Identifier' }, 'UUID'), h('code', null, data.uuid)])));
+      ['UUID', h('code', null, data.uuid)])));
   }
 
   function pointTable() {
@@ -100,7 +102,7 @@ export default function vm({ params, who, update, load }) {
       { label: t('overview.why'), cell: (verdict) => h('ul', null, verdict.reasons.map((reason) => h('li', null, reason))) },
       { label: t('vms.next-run'), cell: (verdict) => when(verdict.next_run) },
     ];
-    return card(t('vm.explain'), {}, verdicts.length === 0 ? empty(t('policies.none'), door(t('policies.new'), '/policies/new')) : table(columns, verdicts, { label: t('vm.explain'), id: (verdict) => verdict.policy }));
+    return card(t('vm.explain'), {}, verdicts.length === 0 ? empty(t('policies.none'), door(t('policies.new'), '/policies/+new')) : table(columns, verdicts, { label: t('vm.explain'), id: (verdict) => verdict.policy }));
   }
 
   const isMine = (job) => job.vm?.uuid === data.uuid;
@@ -121,15 +123,14 @@ export default function vm({ params, who, update, load }) {
       job(job) {
         if (!isMine(job)) return false;
         place(jobs, job);
-        if (job.finished) load();
+        if (job.finished) later();
         return true;
       },
       vm(next) {
-        if (next.uuid !== data.uuid) return false;
-        load();
-        return false;
+        return next.uuid === data.uuid && later();
       },
     },
+    end: later.stop,
     view: () => [
       head(data.name, {
         crumb: h('a', { href: '/vms' }, t('nav.vms')),
