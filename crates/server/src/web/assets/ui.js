@@ -70,7 +70,7 @@ export function choices(label, value, options, choose) {
 }
 
 /**
- * A table. Columns are `{ label, cell, num, sort, blank, minor }`, `minor` ones not on phones; the first is what a row is called. `sorting` is
+ * A table. Columns are `{ label, cell, num, sort, blank, minor }`, `minor` ones only where there is room; the first is what a row is called. `sorting` is
  * `{ by, choose }`.
  */
 export function table(columns, rows, { label, id, sorting, more } = {}) {
@@ -86,7 +86,7 @@ export function table(columns, rows, { label, id, sorting, more } = {}) {
   const kind = (column, at) => [column.num && 'num', at === 0 && 'first', column.blank && 'act', column.minor && 'minor'].filter(Boolean).join(' ') || undefined;
   return h('div', { class: 'table-box' },
     h('table', { class: 'folds', 'aria-label': label },
-      h('thead', null, h('tr', null, columns.map((column) => h('th', { scope: 'col', class: column.num ? 'num' : undefined, 'aria-sort': order(column) }, heading(column))))),
+      h('thead', null, h('tr', null, columns.map((column) => h('th', { scope: 'col', class: kind(column, -1), 'aria-sort': order(column) }, heading(column))))),
       h('tbody', null, rows.map((row) => h('tr', { key: id?.(row), 'data-id': id?.(row) },
         columns.map((column, at) => h('td', { class: kind(column, at), 'data-label': column.label }, h('div', null, column.cell(row)))))))),
     more && h('div', { class: 'empty' }, button(t('list.more'), more)));
