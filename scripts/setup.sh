@@ -3,7 +3,7 @@
 #
 #   setup.sh build          what compiling and linking need
 #   setup.sh lab            build, and what the lab and the demo need, with the guests' kernel and image
-#   setup.sh test           lab, and the S3 server of the tests
+#   setup.sh test           lab, and the S3 server and the browser of the tests
 #   setup.sh soak           test, and the object store that long tests run against
 #   setup.sh bench          lab, and the tools that the benchmark compares with
 #   setup.sh --dry-run MODE only say what would be done
@@ -17,8 +17,9 @@ build_packages=(gcc libc6-dev make pkg-config protobuf-compiler libprotobuf-dev)
 lab_packages=(busybox-static cpio lz4 zstd xz-utils iproute2 nftables fdisk e2fsprogs xfsprogs btrfs-progs
     nbdkit libnbd-bin etcd-server etcd-client
     python3 python3-cryptography python3-argon2 python3-zstandard python3-lz4)
-# An SSH server and certificates, to reach libvirt as on another host.
-test_packages=(openssh-server openssh-client openssl)
+# An SSH server and certificates, to reach libvirt as on another host; the browser that the tests of the web interface drive, and
+# a font with which Chinese can be read in it.
+test_packages=(openssh-server openssh-client openssl chromium chromium-driver fonts-noto-cjk)
 bench_packages=(restic borgbackup virtnbdbackup b3sum openssl)
 # These must come from one release, all in one call: mixing QEMU 7.2 of Debian 12 with parts of 10.0 removes qemu-utils.
 build_virt=(libvirt-dev)

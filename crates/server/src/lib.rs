@@ -34,6 +34,7 @@ mod repositories;
 mod scheduler;
 mod tls;
 mod views;
+mod web;
 pub mod wire_up;
 
 use std::{

@@ -78,6 +78,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .fallback(async || {
             Failed(Problem::new(Code::NotFound, "there is no such path").hint("/api/v1/openapi.json lists all paths"))
         })
+        .merge(crate::web::routes())
         .layer(middleware::from_fn_with_state(daemon.clone(), guard::guard))
         .layer(middleware::from_fn(guard::surround))
         .with_state(daemon)

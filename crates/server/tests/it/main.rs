@@ -2,9 +2,11 @@
 //! repositories and image files.
 
 mod access;
+mod browser;
 mod common;
 mod fuzz;
 mod jobs;
 mod lists;
 mod policies;
 mod stream;
+mod web;

@@ -1,0 +1,105 @@
+// What several pages show in the same way.
+
+import { attempt, brief, button, check, chip, confirm, dialog, ends, field, progress, select, subject, table, toast } from '../ui.js';
+import * as api from '../api.js';
+import { h } from '../dom.js';
+import { bytes, elapsed, when } from '../format.js';
+import { t } from '../i18n.js';
+
+/** The path of a VM's page. */
+export const vmPath = (vm, ...more) => api.path(['vms', vm.uuid ?? vm, ...more]);
+
+export const jobLink = (job) => h('a', { class: 'name', href: api.path(['jobs', job.id]) }, t(`kind.${job.kind}`));
+
+export const policyLinks = (names) => names.length === 0 ? '–' : names.map((name, at) => [at > 0 && ', ', h('a', { href: api.path(['policies', name]) }, name)]);
+
+const about = (job) => (job.vm ? h('a', { class: 'nowrap', href: vmPath(job.vm) }, job.vm.name) : h('a', { href: api.path(['repositories', job.repository]) }, job.repository));
+
+/** Replaces a job in a list, newest first, or puts it in front. */
+export function place(jobs, job) {
+  const at = jobs.findIndex((one) => one.id === job.id);
+  if (at >= 0) jobs[at] = job;
+  else jobs.unshift(job);
+}
+
+/** Takes over how far a job is. */
+export function advance(jobs, { id, progress: next }) {
+  const job = jobs.find((one) => one.id === id);
+  if (!job) return false;
+  job.progress = next;
+  return true;
+}
+
+export const isOpen = (job) => job.state === 'queued' || job.state === 'running';
+
+function outcome(job) {
+  if (isOpen(job)) return progress(job);
+  if (job.error) return h('small', null, job.error.message);
+  if (job.warnings.length > 0) return h('small', { class: 'warn-text' }, job.warnings[0]);
+  const { read_bytes: taken, stored_bytes: stored, points } = job.result ?? {};
+  if (stored !== undefined) return h('small', null, t(job.kind === 'restore' ? 'jobs.wrote' : 'jobs.moved', { read: bytes(taken), stored: bytes(stored) }));
+  return points === undefined ? '' : h('small', null, t('jobs.handled', { n: points }));
+}
+
+/** Jobs with what came of them. */
+export function jobTable(jobs, { who, showVm = true, more }) {
+  const columns = [
+    { label: t('jobs.job'), cell: jobLink },
+    showVm && { label: t('jobs.about'), cell: about },
+    { label: t('jobs.state'), cell: (job) => chip('job', job.state) },
+    { label: t('jobs.outcome'), cell: outcome },
+    { label: t('jobs.origin'), minor: true, cell: (job) => (job.origin.policy ? h('a', { href: api.path(['policies', job.origin.policy]) }, job.origin.policy) : job.origin.by) },
+    { label: t('jobs.began'), cell: (job) => when(job.started ?? job.created) },
+    { label: t('jobs.took'), minor: true, num: true, cell: (job) => elapsed(job.started, job.finished) },
+    { label: t('list.actions'), blank: true, num: true, cell: (job) => isOpen(job) && api.may(who, 'operator') ? button(t('action.cancel'), () => cancel(job), { kind: 'quiet small', disabled: job.is_cancelling, label: t('jobs.cancel-label', { kind: t(`kind.${job.kind}`), what: subject(job) }) }) : '' },
+  ];
+  return table(columns.filter(Boolean), jobs, { label: t('nav.jobs'), id: (job) => job.id, more });
+}
+
+/** Cancels a job after asking. */
+export async function cancel(job) {
+  const sure = await confirm(t('jobs.cancel-title', { kind: t(`kind.${job.kind}`), what: subject(job) }), t('jobs.cancel-text'), t('jobs.cancel'));
+  if (sure) await attempt(() => api.post(['jobs', job.id, 'cancel']));
+}
+
+/** Asks how, then backs a VM up. Gives the job, or nothing. */
+export async function backUp(vm, repositories) {
+  const wanted = { vm: vm.uuid };
+  const key = api.newKey();
+  const sure = await dialog(t('backup.title', { vm: vm.name }), (finish) => [
+    h('p', { class: 'soft' }, t('backup.text')),
+    field(t('backup.repository'), select(wanted.repository ?? '', [['', t('backup.by-policy')], ...repositories.map((name) => [name, name])], (name) => {
+      wanted.repository = name || undefined;
+    })),
+    field(t('backup.quiesce'), select(wanted.quiesce ?? '', [['', t('backup.by-policy')], ...['auto', 'required', 'off'].map((name) => [name, t(`quiesce.${name}`)])], (name) => {
+      wanted.quiesce = name || undefined;
+    })),
+    check(t('backup.full'), wanted.full, (event) => {
+      wanted.full = event.target.checked;
+    }, t('backup.full-help')),
+    ends(button(t('action.back'), () => finish(null)), button(t('backup.start'), () => finish(true), { kind: 'primary', sign: 'backup' }))]);
+  if (!sure) return undefined;
+  const job = await attempt(() => api.post(['jobs', 'backup'], wanted, key));
+  if (job) toast('good', t('backup.begun', { vm: vm.name }), h('a', { href: api.path(['jobs', job.id]) }, t('backup.watch')));
+  return job;
+}
+
+/** Things that happened. */
+export function feed(events) {
+  const tones = { info: 'info', warning: 'warn', error: 'bad' };
+  return h('ul', { class: 'feed' }, events.map((event) => h('li', { key: event.id },
+    h('span', { class: `dot ${tones[event.severity]}`, role: 'img', 'aria-label': t(`severity.${event.severity}`), title: t(`severity.${event.severity}`) }),
+    h('div', null, event.message, ' ', h('small', { class: 'row' },
+      event.vm_name && h('a', { href: vmPath(event.vm ?? event.vm_name) }, event.vm_name),
+      event.job && h('a', { href: api.path(['jobs', event.job]) }, t('events.job'), ' ', brief(event.job)),
+      event.policy && h('a', { href: api.path(['policies', event.policy]) }, event.policy),
+      event.repository && h('a', { href: api.path(['repositories', event.repository]) }, event.repository),
+      event.host && !event.vm_name && h('a', { href: '/hosts' }, event.host))),
+    when(event.at))));
+}
+
+/** A filter that is kept in the address. */
+export function keep(go, values) {
+  const text = api.path([location.pathname.slice(1)], values).replace(/^\/[^?]*/, location.pathname);
+  go(text, { replace: true });
+}
