@@ -10,21 +10,24 @@ import { cancel, isOpen, vmPath } from './shared.js';
 const LOG_MAX = 1000;
 
 export default function job({ params, who, update }) {
-  let [data, log, isReading] = [null, [], false];
+  let [data, log, isReading, isWanted] = [null, [], false, false];
 
   /** Progress in steps of ten, so that a screen reader is told now and then and not every second. */
   function spoken({ progress: { done_bytes: done, total_bytes: total } }) {
     return h('div', { class: 'visually-hidden', role: 'status' }, total > 0 && t('jobs.spoken', { n: Math.floor(percent(done, total) / 10) * 10 }));
   }
 
-  /** What was added to the log. */
+  /** What was added to the log. Asked again meanwhile, it reads once more afterwards: the last lines are the most wanted. */
   async function read() {
+    isWanted = true;
     if (isReading) return;
     isReading = true;
     try {
-      const after = log.length > 0 ? log[log.length - 1].seq : 0;
-      const added = await api.get(['jobs', params.job, 'log'], { after, limit: LOG_MAX });
-      log.push(...added);
+      while (isWanted) {
+        isWanted = false;
+        const after = log.length > 0 ? log[log.length - 1].seq : 0;
+        log.push(...(await api.get(['jobs', params.job, 'log'], { after, limit: LOG_MAX })));
+      }
     } finally {
       isReading = false;
     }
