@@ -36,7 +36,8 @@ async fn every_route_asks_for_its_role_and_nobody_gets_in_without() {
     // Every answer carries the headers that keep a browser honest.
     let answer = send(&nobody, "GET", "/healthz", &[], None).await;
     assert_eq!(answer.status, 200);
-    assert!(answer.headers["content-security-policy"].to_str().unwrap().starts_with("default-src 'self'"));
+    let policy = answer.headers["content-security-policy"].to_str().unwrap();
+    assert!(policy.starts_with("default-src 'none';") && !policy.contains("unsafe"), "{policy}");
     for (name, value) in
         [("x-content-type-options", "nosniff"), ("x-frame-options", "DENY"), ("cache-control", "no-store")]
     {

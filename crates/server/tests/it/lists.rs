@@ -98,7 +98,7 @@ async fn every_documented_route_is_there_and_others_are_problems() {
         assert!(answer.status != 405 && !text.contains("there is no such path"), "{path}: {text}");
     }
     daemon.fails("GET", "/api/v1/nothing", None, Code::NotFound).await;
-    daemon.fails("GET", "/", None, Code::NotFound).await;
+    daemon.fails("GET", "/no-page", None, Code::NotFound).await;
     daemon.fails("PATCH", "/api/v1/vms", None, Code::MethodNotAllowed).await;
     let metrics = send(&daemon.client, "GET", "/metrics", &[], None).await;
     let text = String::from_utf8_lossy(&metrics.body);
