@@ -1,10 +1,15 @@
 //! How each kind of job is done: from the record to a call of the engine or the repository, and what came of it.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::{Timestamp, tz::TimeZone};
 use virtward_api::{BackupRequest, Code, JobResult, Problem, Quiesce, RestoredDisk, VerifyDepth, VmRef};
-use virtward_decide::retention::{self, Protection};
+use virtward_decide::retention::{self, Protection, Verdict};
 use virtward_engine::{BackupMode, BackupOptions, Cancel, Hooks, RestoreVmOptions, backup_vm, restore_vm};
 use virtward_model::{Bytes, PointId, QuiesceRequest, RestorePoint, Retention};
 use virtward_repo::{Error as RepoError, VerifyMode, VerifyOptions, WriterOptions};
@@ -50,7 +55,7 @@ pub async fn run(daemon: &Daemon, record: &Record, watch: Arc<Watch>, cancel: &C
             let points = (!points.is_empty()).then(|| points.clone());
             verify(daemon, record, VerifyOptions { mode, percent: request.percent, points, threads: 0 }, watch).await
         }
-        Work::Copy { to } => copy(daemon, record, to, watch).await,
+        Work::Copy { to, retention } => copy(daemon, record, to, retention, watch).await,
         Work::Prune { retention } => prune(daemon, record, retention, cancel).await,
     }
 }
@@ -72,6 +77,7 @@ async fn backup(daemon: &Daemon, record: &Record, watch: &Watch, cancel: &Cancel
     };
     let vm = record.job.vm.as_ref().map(|vm| vm.uuid.to_string()).unwrap_or_else(|| request.vm.clone());
     let mut options = options(request, &daemon.config().backup);
+    options.tags.extend(record.job.origin.policy.as_deref().map(policy_tag));
     if hooks != &virtward_model::policy::Hooks::default() {
         options.hooks = Hooks {
             pre_freeze: hooks.pre_freeze.clone(),
@@ -155,18 +161,54 @@ async fn verify(daemon: &Daemon, record: &Record, options: VerifyOptions, watch:
     })
 }
 
-/// The restore points of the record's VM.
-async fn points_of(record: &Record, repository: &virtward_repo::Repository) -> Result<Vec<RestorePoint>> {
-    let vm = record.job.vm.as_ref().map(|vm| vm.uuid);
-    let repository = repository.clone();
-    let list = blocking(move || repository.points().map_err(|error| failures::repo(&error))).await?;
-    Ok(list.points.into_iter().filter(|point| Some(point.vm_uuid) == vm).collect())
+/// The tag of restore points that a policy made. Its rules are for them alone: what a person or another policy made of
+/// the same VM is kept for reasons of its own.
+fn policy_tag(policy: &str) -> String {
+    format!("policy:{policy}")
 }
 
-async fn copy(daemon: &Daemon, record: &Record, to: &str, watch: Arc<Watch>) -> Result<JobResult> {
+/// The restore points of the record's VM that its policy made.
+async fn points_of(record: &Record, repository: &virtward_repo::Repository) -> Result<Vec<RestorePoint>> {
+    let vm = record.job.vm.as_ref().map(|vm| vm.uuid);
+    let tag = record.job.origin.policy.as_deref().map(policy_tag);
+    let repository = repository.clone();
+    let list = blocking(move || repository.points().map_err(|error| failures::repo(&error))).await?;
+    let is_ours =
+        |point: &RestorePoint| Some(point.vm_uuid) == vm && tag.as_ref().is_none_or(|tag| point.tags.contains(tag));
+    Ok(list.points.into_iter().filter(is_ours).collect())
+}
+
+/// Which of the points here are to be there: those that the rules there will keep, or every copy would bring back what
+/// the rules removed.
+fn worth_copying(here: &[RestorePoint], there: &[RestorePoint], rules: &Retention) -> Result<Vec<PointId>> {
+    let origin = |point: &RestorePoint| point.copied_from.as_ref().map_or(point.id, |from| from.point);
+    let known: BTreeSet<PointId> = here.iter().map(|point| point.id).collect();
+    let gone_here = there.iter().filter(|point| !known.contains(&origin(point)));
+    let kept = match rules.is_empty() {
+        true => known.clone(),
+        false => {
+            let verdicts = verdicts(here.iter().chain(gone_here), rules, BTreeMap::new())?;
+            verdicts.iter().filter(|verdict| verdict.is_kept()).map(|verdict| verdict.point.id).collect()
+        }
+    };
+    Ok(here.iter().map(|point| point.id).filter(|id| kept.contains(id)).collect())
+}
+
+fn verdicts<'a>(
+    points: impl Iterator<Item = &'a RestorePoint>,
+    rules: &Retention,
+    held: BTreeMap<PointId, String>,
+) -> Result<Vec<Verdict<'a>>> {
+    let protection = Protection { min_age: None, held, newest_may_go: false };
+    retention::decide(points, rules, &protection, &TimeZone::system(), Timestamp::now())
+        .map_err(|error| Problem::new(Code::Conflict, error.to_string()))
+}
+
+async fn copy(daemon: &Daemon, record: &Record, to: &str, rules: &Retention, watch: Arc<Watch>) -> Result<JobResult> {
     let repository = daemon.repositories.find(Some(&record.job.repository))?.open().await?;
     let other = daemon.repositories.find(Some(to))?.open().await?;
-    let ids: Vec<PointId> = points_of(record, &repository).await?.into_iter().map(|point| point.id).collect();
+    let (here, there) = (points_of(record, &repository).await?, points_of(record, &other).await?);
+    let ids = worth_copying(&here, &there, rules)?;
     let compression = daemon.config().backup.compression;
     let report = blocking(move || {
         let options = WriterOptions { compression, ..WriterOptions::default() };
@@ -195,14 +237,8 @@ async fn prune(daemon: &Daemon, record: &Record, rules: &Retention, cancel: &Can
     let holds = repository.clone();
     let holds = blocking(move || holds.holds().map_err(|error| failures::repo(&error))).await?;
     let held = holds.into_iter().map(|(id, hold)| (id, hold.reason.clone())).collect();
-    let protection = Protection { min_age: None, held, newest_may_go: false };
-    let going: Vec<PointId> =
-        retention::decide(points.iter(), rules, &protection, &TimeZone::system(), Timestamp::now())
-            .map_err(|error| Problem::new(Code::Conflict, error.to_string()))?
-            .iter()
-            .filter(|verdict| !verdict.is_kept())
-            .map(|verdict| verdict.point.id)
-            .collect();
+    let verdicts = verdicts(points.iter(), rules, held)?;
+    let going = verdicts.iter().filter(|verdict| !verdict.is_kept()).map(|verdict| verdict.point.id);
     let mut deleted = 0;
     for id in going {
         if cancel.is_cancelled() {

@@ -53,12 +53,14 @@ pub enum Work {
         /// The points that were meant; none is all.
         points: Vec<PointId>,
     },
-    /// Copies restore points of a VM that the other repository does not have.
+    /// Copies restore points that the policy made of a VM and the other repository does not have.
     Copy {
         /// Name of the other repository.
         to: String,
+        /// The rules there; empty: everything is kept.
+        retention: Retention,
     },
-    /// Deletes restore points of a VM that no rule keeps.
+    /// Deletes restore points that the policy made of a VM and no rule keeps.
     Prune {
         /// The rules.
         retention: Retention,

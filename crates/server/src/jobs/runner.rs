@@ -287,7 +287,7 @@ async fn after(daemon: &Arc<Daemon>, record: &Record) {
             daemon.refresh(&entry, job.kind == JobKind::Backup).await;
         }
     }
-    if let (JobKind::Copy, Work::Copy { to }) = (job.kind, &record.work)
+    if let (JobKind::Copy, Work::Copy { to, .. }) = (job.kind, &record.work)
         && let Ok(entry) = daemon.repositories.find(Some(to))
     {
         daemon.refresh(&entry, true).await;
@@ -319,13 +319,15 @@ fn follow_ups(daemon: &Daemon, record: &Record) -> Vec<NewJob> {
     };
     match &record.work {
         Work::Backup { .. } => {
-            let copies =
-                policy.copy_to.iter().map(|copy| new(Work::Copy { to: copy.repository.clone() }, &job.repository));
+            let copies = policy.copy_to.iter().map(|copy| {
+                let (to, retention) = (copy.repository.clone(), copy.retention.clone());
+                new(Work::Copy { to, retention }, &job.repository)
+            });
             let prune = (!policy.retention.is_empty())
                 .then(|| new(Work::Prune { retention: policy.retention.clone() }, &job.repository));
             copies.chain(prune).collect()
         }
-        Work::Copy { to } => {
+        Work::Copy { to, .. } => {
             let there = policy.copy_to.iter().find(|copy| copy.repository == *to && !copy.retention.is_empty());
             there.map(|copy| new(Work::Prune { retention: copy.retention.clone() }, to)).into_iter().collect()
         }

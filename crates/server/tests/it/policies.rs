@@ -80,8 +80,11 @@ async fn a_policy_that_is_due_backs_up_copies_and_prunes() {
     let place = Place::with(&["default", "offsite"]);
     place.vm("web1", &["gold"], 1).await;
     let daemon = place.start().await;
-    for _ in 0..3 {
-        daemon.backup("web1").await;
+    // Two of this policy, one of another, one of a person: each for reasons of its own.
+    for tags in [json!(["policy:gold"]), json!(["policy:gold"]), json!(["policy:silver"]), json!([])] {
+        let job = daemon.post("/api/v1/jobs/backup", json!({ "vm": "web1", "tags": tags })).await;
+        let job = daemon.ended(job["id"].as_str().unwrap()).await;
+        assert_eq!(job["state"], "succeeded", "{job}");
     }
     let mut policy = gold();
     policy["copy-to"] = json!([{"repository": "offsite", "retention": {"keep-last": 1}}]);
@@ -105,9 +108,15 @@ async fn a_policy_that_is_due_backs_up_copies_and_prunes() {
         .wait("the lists to follow", async || {
             let here = daemon.get("/api/v1/vms/web1/points?repository=default").await;
             let there = daemon.get("/api/v1/vms/web1/points?repository=offsite").await;
-            here["total"] == 2 && there["total"] == 1
+            here["total"] == 4 && there["total"] == 1
         })
         .await;
+    let here = daemon.get("/api/v1/vms/web1/points?repository=default").await;
+    let tags: Vec<&Value> = here["items"].as_array().unwrap().iter().map(|point| &point["tags"]).collect();
+    assert_eq!(tags, [&json!(["policy:gold"]), &json!([]), &json!(["policy:silver"]), &json!(["policy:gold"])]);
+    // What the rules there would remove at once was not carried there.
+    let copies = daemon.get("/api/v1/jobs?policy=gold&kind=copy&state=succeeded").await;
+    assert_eq!(copies["items"][0]["result"]["points"], 1, "{copies}");
     let vm = daemon.get("/api/v1/vms/web1").await;
     assert_eq!(
         (vm["protection"].as_str(), vm["protected"]["policies"][0].as_str()),
