@@ -5,9 +5,10 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use virtward_api::client::Client;
 
-use crate::harness::{CHECKSUMS, Lab, wait};
+use crate::harness::{CHECKSUMS, HEARTBEAT, Lab, wait};
 
 /// Killed when the test ends, however it ends.
 struct Daemon(Child);
@@ -16,6 +17,18 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+impl Daemon {
+    /// Starts it, and waits until it sees the guest.
+    fn start(lab: &Lab) -> Self {
+        let command = lab.virtward(&["serve"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let daemon = Self(command.expect("the daemon starts"));
+        wait("the daemon to see the guest", Duration::from_secs(60), || {
+            json(lab, &["status", "--json"])["vms"]["running"] == 1
+        });
+        daemon
     }
 }
 
@@ -30,11 +43,7 @@ fn a_policy_that_is_due_protects_a_running_guest() {
     lab.guest("web1", &[]);
     let state = lab.path("state").display().to_string();
     lab.write_config("h1", &format!("[server]\nstate-dir = {state:?}\nreconcile-s = 5\n"));
-    let command = lab.virtward(&["serve"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    let _daemon = Daemon(command.expect("the daemon starts"));
-    wait("the daemon to see the guest", Duration::from_secs(60), || {
-        json(&lab, &["status", "--json"])["vms"]["running"] == 1
-    });
+    let _daemon = Daemon::start(&lab);
     let policy = lab.path("gold.toml");
     let text = "[[policy]]\nname = \"gold\"\nrepository = \"default\"\nselect.any = [\"name:web*\"]\n\
                 quiesce = \"required\"\nschedule = { cron = \"* * * * *\", time-zone = \"UTC\" }\n\
@@ -63,4 +72,48 @@ fn a_policy_that_is_due_protects_a_running_guest() {
     wait("libvirtd's end to be seen", Duration::from_secs(60), || host_state()["libvirtd_down"] == 1);
     lab.lab(&["host", "libvirtd", "start", "h1"]);
     wait("its return to be seen", Duration::from_secs(60), || host_state()["up"] == 1);
+}
+
+/// Where in a backup the daemon is killed. The hooks make the moments around the freeze long enough to be met.
+const MOMENTS: [(&str, u64); 6] =
+    [("queued", 0), ("preparing", 0), ("quiescing", 0), ("quiescing", 500), ("copying", 100), ("copying", 900)];
+
+#[test]
+fn a_daemon_killed_in_any_phase_of_a_backup_does_it_again_and_the_guest_goes_on() {
+    let lab = Lab::quick(1);
+    lab.guest("web1", &[]);
+    let state = lab.path("state").display().to_string();
+    let hooks = "[backup]\npre-freeze = \"sleep 0.7\"\npost-thaw = \"sleep 0.3\"\n";
+    lab.write_config("h1", &format!("[server]\nstate-dir = {state:?}\nreconcile-s = 5\n{hooks}"));
+    lab.guest_sh("web1", HEARTBEAT);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let api = Client::unix(lab.path("run/api.sock"));
+    let get = |path: &str| -> Value { runtime.block_on(api.get(path)).expect("an answer") };
+    let mut daemon = Daemon::start(&lab);
+    let mut known = lab.points("web1");
+    for (moment, later) in MOMENTS {
+        let request = json!({"vm": "web1", "full": true, "bandwidth_bytes_s": 16 << 20, "quiesce": "required"});
+        let job: Value = runtime.block_on(api.post("/api/v1/jobs/backup", &request, None)).expect("a job");
+        let path = format!("/api/v1/jobs/{}", job["id"].as_str().expect("an id"));
+        wait(moment, Duration::from_secs(30), || {
+            let job = get(&path);
+            assert!(job["error"].is_null() && job["state"] != "succeeded", "{moment}: {job}");
+            moment == "queued" || job["progress"]["phase"] == moment
+        });
+        std::thread::sleep(Duration::from_millis(later));
+        drop(daemon);
+
+        daemon = Daemon::start(&lab);
+        wait("the backup that was asked for", Duration::from_secs(90), || {
+            let jobs = get("/api/v1/jobs?vm=web1&kind=backup");
+            assert_ne!(jobs["items"][0]["state"], "failed", "{moment}: {jobs}");
+            jobs["items"][0]["state"] == "succeeded"
+        });
+        lab.assert_nothing_left("h1", "web1");
+        let now = lab.points("web1");
+        assert!(now.len() > known.len() && known.iter().all(|id| now.contains(id)), "{moment}: {known:?} {now:?}");
+        known = now;
+    }
+    lab.assert_guest_went_on("web1");
+    lab.assert_sound();
 }

@@ -280,6 +280,16 @@ impl Lab {
         assert!(found == checksums, "files differ after the restore of {point}:\n{found}\n---\n{checksums}");
     }
 
+    /// Ends [`HEARTBEAT`] in a guest: it could write all the time, but for moments.
+    pub fn assert_guest_went_on(&self, vm: &str) {
+        self.guest_sh(vm, "touch /tmp/stop; sleep 1");
+        wait("the heartbeat's end", Duration::from_secs(20), || !self.guest_sh(vm, "cat /tmp/beats").trim().is_empty());
+        let beats = self.guest_sh(vm, "cat /tmp/beats");
+        let numbers: Vec<u32> = beats.split_whitespace().map(|number| number.parse().expect("a number")).collect();
+        assert!(numbers[0] < GAP_MAX, "the guest could not write for {} ms", numbers[0] * 10);
+        assert_eq!(numbers[1], 0, "writes failed in the guest");
+    }
+
     /// No backup job, no scratch file, no socket, at most one checkpoint of ours.
     pub fn assert_nothing_left(&self, host: &str, vm: &str) {
         for dir in ["scratch", "run/backup", "run/frozen"] {
@@ -294,6 +304,24 @@ impl Lab {
         assert!(ours <= 1, "{}", text(&checkpoints));
     }
 }
+
+/// Runs in the guest: writes and syncs all the time; keeps the longest gap between two writes, in hundredths of a
+/// second, and the number of errors.
+pub const HEARTBEAT: &str = r#"
+cat > /tmp/beat.sh <<'END'
+now() { read up rest < /proc/uptime; echo "${up%.*}${up#*.}"; }
+worst=0; errors=0; last=$(now)
+while [ ! -e /tmp/stop ]; do
+  dd if=/proc/uptime of=/data/.lab/beat bs=4k conv=fsync 2>/dev/null || errors=$((errors + 1))
+  at=$(now); [ $((at - last)) -gt $worst ] && worst=$((at - last)); last=$at
+  echo "$worst $errors" > /tmp/beats.new; mv /tmp/beats.new /tmp/beats
+  sleep 0.1
+done
+END
+setsid sh /tmp/beat.sh >/dev/null 2>&1 </dev/null &
+"#;
+/// Hundredths of a second.
+const GAP_MAX: u32 = 500;
 
 /// Prints the checksum of every file of a guest's data disk, in order, but for those that count its boots.
 pub const CHECKSUMS: &str = "cd /data && find . -path ./.lab -prune -o -type f -exec sha256sum {} + | sort -k 2";

@@ -27,6 +27,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// Between two tries of a VM that another program holds, and how long that is tried.
 const BUSY_AGAIN: SignedDuration = SignedDuration::from_secs(5);
 const BUSY_MAX: SignedDuration = SignedDuration::from_mins(30);
+/// How long after the start jobs wait for the first sight of the host: libvirt may come up later than the daemon does.
+const FIRST_SIGHT_MAX: SignedDuration = SignedDuration::from_mins(5);
 /// Tries of a job that was interrupted.
 const ATTEMPTS_MAX: u32 = 3;
 
@@ -113,8 +115,13 @@ async fn start_some(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
         records.iter().filter(|record| record.job.state == JobState::Running).cloned().collect();
     let limit = usize::try_from(daemon.config().jobs_max).unwrap_or(usize::MAX);
     let now = Timestamp::now();
+    let is_blind = !daemon.inventory.world().is_complete && now.duration_since(daemon.started) < FIRST_SIGHT_MAX;
     for record in records.iter().filter(|record| record.job.state == JobState::Queued && record.node == jobs.node) {
         if record.not_before.is_some_and(|until| until > now) {
+            continue;
+        }
+        if is_blind && record.work.operation().is_some() {
+            jobs.waits(record, "the hypervisor was not reached yet".into());
             continue;
         }
         if running.len() >= limit {
