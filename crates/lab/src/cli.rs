@@ -78,6 +78,9 @@ Examples:
         /// The `virtward` binary
         #[arg(long, default_value = "target/release/virtward")]
         virtward: std::path::PathBuf,
+        /// Only take away what an earlier demo with DEMO_KEEP=1 left
+        #[arg(long)]
+        clear: bool,
     },
     /// The first process of a host. Started by `up`; of no use by hand.
     #[command(hide = true)]

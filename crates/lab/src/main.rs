@@ -91,7 +91,7 @@ fn perform(cli: &Cli) -> Result<u8> {
         }
         Command::Net(NetCommand::Limit { host, rate }) => limit(cli, host, rate)?,
         Command::Vm(command) => return vm_command(cli, command),
-        Command::Demo { virtward } => demo::run(virtward)?,
+        Command::Demo { virtward, clear } => demo::run(virtward, *clear)?,
         Command::HostInit { host } => {
             // `up` calls this before the lab is complete.
             let lab = Lab::find(name)?.with_context(|| format!("lab {name} is not there"))?;

@@ -1,7 +1,10 @@
 //! The main job told as a story: two guests are backed up, changed, backed up again; one loses its disk and comes back.
 //!
 //! Everything is done from outside, by the two binaries, as a person would do it at a shell. The story succeeds only if
-//! every proof in it held. `DEMO_KEEP=1` leaves the lab and the repository for a look around.
+//! every proof in it held. `DEMO_KEEP=1` leaves the lab and the repository for a look around, and a daemon that looks
+//! after them; the next demo, or `demo --clear`, takes all of it away.
+
+mod daemon;
 
 use std::{
     fs::OpenOptions,
@@ -20,10 +23,10 @@ const LAB: &str = "demo";
 const HOST: &str = "h1";
 const GUESTS: [(&str, &str, &str); 2] = [("web1", "2GiB", "300MiB"), ("db1", "1GiB", "100MiB")];
 
-/// Tells the story with the given `virtward` binary.
-pub fn run(virtward: &Path) -> Result<()> {
+/// Tells the story with the given `virtward` binary, or only clears away what an earlier one left.
+pub fn run(virtward: &Path, clear: bool) -> Result<()> {
     ensure!(
-        virtward.exists(),
+        clear || virtward.exists(),
         "there is no {}; build it with: cargo build --release -p virtward-cli",
         virtward.display()
     );
@@ -37,12 +40,18 @@ pub fn run(virtward: &Path) -> Result<()> {
         steps: Vec::new(),
     };
     demo.clear()?;
+    if clear {
+        return Ok(());
+    }
     let outcome = demo.tell();
     match (&outcome, keep) {
-        (_, true) => demo.say_where(),
-        (_, false) => demo.clear()?,
+        (Ok(()), true) => daemon::leave(&demo).map(|()| demo.say_where()),
+        (Err(_), true) => {
+            demo.say_where();
+            outcome
+        }
+        (_, false) => demo.clear().and(outcome),
     }
-    outcome
 }
 
 struct Demo {
@@ -225,6 +234,7 @@ impl Demo {
     }
 
     fn clear(&self) -> Result<()> {
+        daemon::end(&self.dir)?;
         self.lab(&["down"])?;
         match std::fs::remove_dir_all(&self.dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -237,7 +247,7 @@ impl Demo {
     fn say_where(&self) {
         println!("DEMO_KEEP=1: the lab and the repository are still there.");
         println!("   {} --config {} vm list", self.virtward.display(), self.dir.join("config.toml").display());
-        println!("   {} --name {LAB} down && rm -r {}", self.lab.display(), self.dir.display());
+        println!("   {} demo --clear     takes everything away again", self.lab.display());
     }
 
     fn summary(&self) {
