@@ -38,6 +38,7 @@ bench:
 	scripts/setup.sh bench
 	$(CARGO) build --release
 	$(CARGO) build --release -p virtward-repo --example index_scale --example points_scale
+	$(CARGO) build --release -p virtward-server --example daemon_scale
 	scripts/bench.sh
 
 fmt:

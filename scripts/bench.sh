@@ -4,8 +4,8 @@
 # Makes a 4 GiB disk with about 1.3 GiB of a real Debian file system, and the same disk with about 50 MB changed. Every
 # tool backs up the first state (full), then the second (incremental), restores the second to a new file (which is
 # compared), and verifies all that it stored. Virtward and virtnbdbackup do so with a running guest too. Then all work with
-# repositories of 10,000 restore points, and an index of 100 million chunks is made and measured. Everything is in the page
-# cache before each measurement. Prints tables and writes docs/benchmarks.md.
+# repositories of 10,000 restore points, a daemon has 10,000 VMs to look after, and an index of 100 million chunks is made
+# and measured. Everything is in the page cache before each measurement. Prints tables and writes docs/benchmarks.md.
 #
 #   --quick          a small disk, one run: to try the benchmark itself; writes no report unless --report is given
 #   --report FILE    write the report there
@@ -28,6 +28,7 @@ disk_mib=4096
 change_mb=50
 need_gib=20
 scale_chunks=100000000
+daemon_vms=10000
 
 say() { printf 'bench: %s\n' "$*" >&2; }
 die() {
@@ -43,7 +44,7 @@ die_with() {
 
 while [ $# -gt 0 ]; do
     case $1 in
-        --quick) quick=1 disk_mib=1024 change_mb=12 need_gib=3 scale_chunks=1000000 runs=${BENCH_RUNS:-1} ;;
+        --quick) quick=1 disk_mib=1024 change_mb=12 need_gib=3 scale_chunks=1000000 daemon_vms=1000 runs=${BENCH_RUNS:-1} ;;
         --report)
             report=${2:?--report needs a file}
             shift
@@ -139,6 +140,8 @@ same() { cmp -s "$1" "$2" || die "$3 restored something else than was backed up"
 . "$here/bench/points.sh"
 # shellcheck source=scripts/bench/scale.sh
 . "$here/bench/scale.sh"
+# shellcheck source=scripts/bench/daemon.sh
+. "$here/bench/daemon.sh"
 
 say "work directory $work, $runs run(s), disk of $disk_mib MiB"
 make_disks
@@ -156,6 +159,7 @@ for n in $(seq "$runs"); do
     hot
 done
 measure_points
+measure_daemon
 # Last: it writes gigabytes, which would still be on their way to the disk while others are measured.
 measure_scale
 describe >"$run/machine.json"

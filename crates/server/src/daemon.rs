@@ -22,7 +22,7 @@ use crate::{
     failures::Result,
     hub::Hub,
     jobs::Jobs,
-    kv::Kv,
+    kv::{self, Kv},
     metrics::Metrics,
     policies::Policies,
     repositories::{Entry, Repositories},
@@ -237,15 +237,25 @@ impl KnownVms {
         self.all.read().unwrap_or_else(PoisonError::into_inner).get(&vm).cloned()
     }
 
-    /// Remembers.
-    pub async fn see(&self, vm: Uuid, name: &str, tags: &[String]) -> Result<()> {
-        let before = self.known(vm);
-        let first_seen = before.as_ref().map_or_else(Timestamp::now, |known| known.first_seen);
-        let known = Known { name: name.to_owned(), first_seen, tags: tags.to_vec() };
-        if before.as_ref() == Some(&known) {
-            return Ok(());
+    /// Remembers VMs with their names and tags, in as few transactions as they fit in; those that are new.
+    pub async fn see(&self, seen: &[(Uuid, &str, &[String])]) -> Result<BTreeSet<Uuid>> {
+        let (mut new, mut ops) = (BTreeSet::new(), Vec::new());
+        for (vm, name, tags) in seen {
+            let before = self.known(*vm);
+            let first_seen = before.as_ref().map_or_else(Timestamp::now, |known| known.first_seen);
+            let known = Known { name: (*name).to_owned(), first_seen, tags: tags.to_vec() };
+            if before.is_none() {
+                new.insert(*vm);
+            }
+            if before.as_ref() != Some(&known) {
+                ops.push(kv::put(&format!("/v1/vms/{vm}"), &known)?);
+                self.all.write().unwrap_or_else(PoisonError::into_inner).insert(*vm, known);
+            }
         }
-        self.all.write().unwrap_or_else(PoisonError::into_inner).insert(vm, known.clone());
-        self.kv.put(&format!("/v1/vms/{vm}"), &known).await
+        while !ops.is_empty() {
+            let some = ops.split_off(ops.len().saturating_sub(virtward_cluster::TXN_LEN_MAX));
+            self.kv.commit(Vec::new(), some).await?;
+        }
+        Ok(new)
     }
 }

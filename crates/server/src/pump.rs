@@ -1,6 +1,6 @@
 //! From changes of the inventory to events and to those who follow; and what is done now and then.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -33,6 +33,15 @@ pub async fn run(daemon: Arc<Daemon>, mut changes: mpsc::Receiver<Change>) {
     while changes.recv_many(&mut batch, TOGETHER).await > 0 {
         let world = daemon.inventory.world();
         let views = Views::new(&daemon);
+        let seen = batch.iter().filter_map(|change| match change {
+            Change::Added(uuid) | Change::Changed(uuid, _) => world.vms.get(uuid),
+            _ => None,
+        });
+        let seen: Vec<_> = seen.map(|view| (view.vm.uuid, &*view.vm.name, &*view.details.tags)).collect();
+        let new = daemon.vms.see(&seen).await.unwrap_or_else(|problem| {
+            tracing::warn!(%problem, "{} VMs could not be remembered", seen.len());
+            BTreeSet::new()
+        });
         for change in batch.drain(..) {
             match change {
                 Change::Host(was) => host(&daemon, &views, was),
@@ -43,10 +52,6 @@ pub async fn run(daemon: Arc<Daemon>, mut changes: mpsc::Receiver<Change>) {
                 Change::Added(uuid) | Change::Changed(uuid, _) => {
                     let Some(view) = world.vms.get(&uuid) else { continue };
                     let name = view.vm.name.clone();
-                    let is_known = daemon.vms.known(uuid).is_some();
-                    if let Err(problem) = daemon.vms.see(uuid, &name, &view.details.tags).await {
-                        tracing::warn!(vm = name, %problem, "a VM could not be remembered");
-                    }
                     daemon.hub.send("inventory", "vm", &views.vm(view));
                     if let Change::Changed(_, Some(was)) = change {
                         let now = views::power(view.vm.state);
@@ -54,7 +59,7 @@ pub async fn run(daemon: Arc<Daemon>, mut changes: mpsc::Receiver<Change>) {
                         let now = now.as_ref().and_then(|now| now.as_str()).unwrap_or("other").to_owned();
                         tracing::debug!(vm = name, ?was, now, "state changed");
                         vm_event(&daemon, "vm-state", uuid, &name, &format!("is {now} now"));
-                    } else if matches!(change, Change::Added(_)) && !is_known && !is_first {
+                    } else if matches!(change, Change::Added(_)) && new.contains(&uuid) && !is_first {
                         vm_event(&daemon, "vm-added", uuid, &name, "is new");
                     }
                 }

@@ -22,6 +22,9 @@ use crate::{
 
 /// Longest time between two plans.
 const TICK: Duration = Duration::from_secs(30);
+/// Times that a plan took, to rest after it: where ten thousand VMs change at once, planning must not eat a core.
+const REST: u32 = 4;
+const REST_MAX: Duration = Duration::from_secs(2);
 
 /// What was planned last.
 #[derive(Debug, Default)]
@@ -40,7 +43,13 @@ pub struct Planned {
 pub async fn run(daemon: Arc<Daemon>, cancel: Cancel) {
     let since = Timestamp::now();
     while !cancel.is_cancelled() {
+        let began = Instant::now();
         let wake_at = once(&daemon, since).await;
+        let rest = (began.elapsed() * REST).min(REST_MAX);
+        tokio::select! {
+            () = tokio::time::sleep(rest) => {}
+            () = cancel.cancelled() => break,
+        }
         let wait = wake_at.map_or(TICK, |at| {
             let wait = at.duration_since(Timestamp::now());
             Duration::try_from(wait).unwrap_or_default().clamp(Duration::from_millis(100), TICK)
