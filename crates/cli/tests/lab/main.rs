@@ -3,6 +3,10 @@
 
 mod harness;
 
+#[path = "../../../server/tests/it/browser.rs"]
+#[allow(dead_code, reason = "its other tests are those of the server")]
+mod browser;
+
 mod backup;
 mod daemon;
 mod guest;
@@ -11,3 +15,4 @@ mod remote;
 mod repository;
 mod restore;
 mod tracking;
+mod web;
