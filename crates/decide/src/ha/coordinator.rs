@@ -1,0 +1,432 @@
+//! The coordinator: suspects hosts, declares them dead, collects proofs, gives their VMs to others. Every daemon runs
+//! one; the leading one acts. Two that act at once do no harm: everything is a compare-and-swap.
+//!
+//! ```text
+//!   ARMED(e) ──silence──► SUSPECT ──txn: heartbeat and record unchanged──► FENCING(e+1) ──► FENCED, proof for e
+//!      ▲                    │ most others silent too: held                   │
+//!      └────heartbeat───────┘ it asks its peers: not silent                  ├ P0 the host: "drained"
+//!                                                                            ├ P1 device: off, read back, + drain
+//!                                                                            ├ P2 storage: refuses it
+//!                                                                            ├ P3 T_self since *this process* knew of it
+//!                                                                            ├ P4 the host: another boot
+//!                                                                            └ P5 a person
+//! ```
+//!
+//! Invariants:
+//! - Silence is measured between two looks at the store of this process, and looks that were missed start it anew: a
+//!   coordinator that could not see accuses nobody.
+//! - T_self is counted from when this process first knew of FENCING; a successor starts again. A process may use it only
+//!   for a host that has a hardware watchdog and would ask this process before it believes that nobody declared it dead
+//!   (`peers` of its record).
+//! - A VM that ran is claimed only with the proof for its owner's epoch as a compare.
+
+mod cases;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use self::cases::Case;
+use super::{
+    planted::{Planted, planted},
+    record::{
+        HostId, HostPhase, HostRecord, Owner, Proof, Standing, View, VmId, VmPhase, VmRecord, heartbeat_key, host_key,
+        proof_key, vm_key,
+    },
+    recovery::{self, Candidate, Held},
+    timing::{Moment, Timing},
+    txn::{Answer, Txn, Versioned},
+};
+
+/// What a fence device achieved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FenceOutcome {
+    /// It was switched off, and the device read back "off".
+    Off {
+        /// Device.
+        device: String,
+    },
+    /// The command was taken, and "off" could not be read back.
+    Unverified {
+        /// What happened.
+        why: String,
+    },
+    /// Nothing was achieved.
+    Failed {
+        /// What happened.
+        why: String,
+    },
+    /// There is none for this host.
+    NoDevice,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event<'a> {
+    /// Time passed. At least twice a second.
+    Tick,
+    /// The store's records, read for this process.
+    View {
+        /// Records.
+        view: &'a View,
+        /// When the read was sent: they are no older.
+        asked: Moment,
+    },
+    /// A transaction was answered.
+    Answered {
+        /// Its number.
+        id: u64,
+        /// What became of it.
+        answer: Answer,
+    },
+    /// This daemon leads, or no longer does.
+    Leading(bool),
+    /// A host asked this daemon whether anybody declared it dead ([`Coordinator::word`] is the answer): it lives.
+    AskedBy(HostId),
+    /// A fence device of [`Effect::Fence`] is done.
+    Fenced {
+        /// Host.
+        host: HostId,
+        /// Epoch that is to be over.
+        epoch: u64,
+        /// What was achieved.
+        outcome: FenceOutcome,
+    },
+    /// The storage of [`Effect::Revoke`] refuses the host, for all disks of all VMs that it had; or says why not.
+    Revoked {
+        /// Host.
+        host: HostId,
+        /// Epoch.
+        epoch: u64,
+        /// In the storage's words.
+        result: Result<String, String>,
+    },
+    /// A person says that a host is down.
+    ConfirmDown {
+        /// Host.
+        host: HostId,
+        /// Who.
+        by: String,
+    },
+}
+
+/// What the shell has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// A transaction.
+    Txn {
+        /// Number.
+        id: u64,
+        /// Transaction.
+        txn: Txn,
+        /// For the log.
+        what: String,
+    },
+    /// Switch a host off by its devices, level after level, and read back "off". Never a bare reboot.
+    Fence {
+        /// Host.
+        host: HostId,
+        /// Epoch that is to be over.
+        epoch: u64,
+    },
+    /// Have the storage refuse the host for these VMs, if it can.
+    Revoke {
+        /// Host.
+        host: HostId,
+        /// Epoch.
+        epoch: u64,
+        /// All VMs that it had.
+        vms: BTreeSet<VmId>,
+    },
+    /// For the log and the events of the cluster.
+    Say(String),
+}
+
+#[derive(Debug)]
+struct Watched {
+    record: u64,
+    heartbeat: Option<u64>,
+    since: Moment,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum About {
+    Fencing { host: HostId, epoch: u64 },
+    Proof { host: HostId, epoch: u64 },
+    Claim { vm: VmId },
+}
+
+/// The coordinator of one daemon. A new process begins with a new one.
+#[derive(Debug)]
+pub struct Coordinator {
+    me: HostId,
+    timing: Timing,
+    leading: bool,
+    watched: BTreeMap<HostId, Watched>,
+    looked: Option<Moment>,
+    cases: BTreeMap<(HostId, u64), Case>,
+    /// Hosts that were declared dead as far as this process knows or fears: up to which epoch.
+    declared: BTreeMap<HostId, u64>,
+    confirmed: BTreeMap<HostId, String>,
+    memory: recovery::Memory,
+    held: BTreeMap<VmId, Held>,
+    pending: BTreeMap<u64, (Moment, About)>,
+    next_id: u64,
+    told: BTreeMap<String, Moment>,
+}
+
+/// A transaction whose answer is this late is taken for unknown.
+const ANSWER_MS: u64 = 30_000;
+/// The same thing is said again after this.
+const SAY_AGAIN_MS: u64 = 60_000;
+
+impl Coordinator {
+    /// A coordinator that has seen nothing and does not lead.
+    pub fn new(me: HostId, timing: Timing) -> Self {
+        Self {
+            me,
+            timing,
+            leading: false,
+            watched: BTreeMap::new(),
+            looked: None,
+            cases: BTreeMap::new(),
+            declared: BTreeMap::new(),
+            confirmed: BTreeMap::new(),
+            memory: recovery::Memory::default(),
+            held: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            next_id: 1,
+            told: BTreeMap::new(),
+        }
+    }
+
+    /// The answer to a host that asks whether anybody declared it dead: true if this process knows of nobody, and has sent
+    /// no such transaction that may still happen. Whoever is told true is waited for from later than now.
+    pub fn word(&self, host: &HostId, epoch: u64) -> bool {
+        planted(Planted::AckWhileFencing) || self.declared.get(host).is_none_or(|ended| *ended < epoch)
+    }
+
+    /// Why VMs that should run are not being started.
+    pub fn held(&self) -> &BTreeMap<VmId, Held> {
+        &self.held
+    }
+
+    /// Hosts under suspicion or being fenced, with what their proof waits for, for people.
+    pub fn cases(&self, now: Moment) -> BTreeMap<HostId, String> {
+        self.cases.iter().map(|((host, _), case)| (host.clone(), case.explain(now))).collect()
+    }
+
+    /// How long a host has been silent, in milliseconds.
+    pub fn silent_ms(&self, host: &HostId) -> Option<u64> {
+        self.watched.get(host).zip(self.looked).map(|(watched, looked)| looked.since(watched.since))
+    }
+
+    /// One step.
+    pub fn step(&mut self, now: Moment, event: Event<'_>) -> Vec<Effect> {
+        let mut out = Vec::new();
+        match event {
+            Event::Tick => {}
+            Event::View { view, asked } => self.seen(now, view, asked, &mut out),
+            Event::Answered { id, answer } => self.answered(now, id, answer),
+            Event::Leading(leading) => self.leading = leading,
+            Event::AskedBy(host) => {
+                if let Some(watched) = self.watched.get_mut(&host) {
+                    watched.since = now;
+                }
+            }
+            Event::Fenced { host, epoch, outcome } => self.fenced(now, host, epoch, outcome, &mut out),
+            Event::Revoked { host, epoch, result } => self.revoked(now, host, epoch, result, &mut out),
+            Event::ConfirmDown { host, by } => {
+                self.confirmed.insert(host, by);
+            }
+        }
+        out
+    }
+
+    fn seen(&mut self, now: Moment, view: &View, asked: Moment, out: &mut Vec<Effect>) {
+        self.pending.retain(|_, (sent, _)| now.since(*sent) < ANSWER_MS);
+        self.watch(view, asked, now);
+        self.memory.note(now, view);
+        self.open_cases(now, view);
+        let stale = now.since(asked) > self.timing.silence_ms / 2;
+        if stale {
+            return;
+        }
+        if self.leading && view.switches().armed {
+            self.accuse(now, view, out);
+        }
+        self.prove(now, view, out);
+        if self.leading && view.switches().armed {
+            self.give(now, view, out);
+        }
+    }
+
+    /// Since when each host is silent. A gap between two looks is nobody's silence.
+    fn watch(&mut self, view: &View, asked: Moment, now: Moment) {
+        let gap = self.looked.is_none_or(|looked| asked.since(looked) > self.timing.silence_ms / 2);
+        self.looked = Some(asked);
+        self.watched.retain(|host, _| view.hosts.contains_key(host));
+        for (host, record) in &view.hosts {
+            let heartbeat = view.heartbeats.get(host).map(|heartbeat| heartbeat.revision);
+            let new = Watched { record: record.revision, heartbeat, since: now };
+            let watched = self.watched.entry(host.clone()).or_insert(Watched { record: 0, ..new });
+            let changed = watched.record != record.revision || watched.heartbeat != heartbeat;
+            if changed || (gap && !planted(Planted::CountBlindness)) {
+                *watched = Watched { record: record.revision, heartbeat, since: now };
+            }
+        }
+    }
+
+    fn silence(&self, host: &HostId, asked: Option<Moment>) -> u64 {
+        self.watched.get(host).zip(asked).map_or(0, |(watched, asked)| asked.since(watched.since))
+    }
+
+    /// Declares hosts dead that are silent, one transaction each, which a heartbeat refuses.
+    fn accuse(&mut self, now: Moment, view: &View, out: &mut Vec<Effect>) {
+        let armed: Vec<(&HostId, &Versioned<HostRecord>)> = view
+            .hosts
+            .iter()
+            .filter(|(host, record)| record.value.phase == HostPhase::Armed && **host != self.me)
+            .collect();
+        let silent_ms: BTreeMap<HostId, u64> =
+            armed.iter().map(|(host, _)| ((*host).clone(), self.silence(host, self.looked))).collect();
+        let silent = silent_ms.values().filter(|ms| **ms > self.timing.silence_ms).count();
+        let most = silent >= 2 && 2 * silent > armed.len();
+        let mut guilty = Vec::new();
+        for (host, record) in &armed {
+            if silent_ms[*host] <= self.timing.silence_ms {
+                if self.confirmed.remove(*host).is_some() {
+                    out.push(Effect::Say(format!("{host} was confirmed down, but it sends heartbeats: not believed")));
+                }
+                continue;
+            }
+            let by_person = self.confirmed.contains_key(*host);
+            // Most hosts at once is a fault of the network or the store before it is one of the hosts. By the time
+            // that this ends, hosts that lost the store have ended their guests themselves.
+            let held = most && silent_ms[*host] <= self.timing.silence_ms + record.value.timing.bound_ms();
+            if held && !by_person {
+                self.say(now, format!("{silent} of {} hosts are silent at once: held", armed.len()), out);
+            } else if by_person || !record.value.maintenance {
+                guilty.push((*host, *record));
+            }
+        }
+        for (host, record) in guilty {
+            self.declare(now, view, host, record, out);
+        }
+    }
+
+    fn declare(
+        &mut self,
+        now: Moment,
+        view: &View,
+        host: &HostId,
+        record: &Versioned<HostRecord>,
+        out: &mut Vec<Effect>,
+    ) {
+        let epoch = record.value.epoch;
+        let about = About::Fencing { host: host.clone(), epoch };
+        if self.is_pending(&about) {
+            return;
+        }
+        self.declared.entry(host.clone()).and_modify(|ended| *ended = epoch.max(*ended)).or_insert(epoch);
+        let fencing = HostRecord { epoch: epoch + 1, phase: HostPhase::Fencing, ..record.value.clone() };
+        let txn = Txn::default()
+            .expect(host_key(host), Some(record))
+            .expect(heartbeat_key(host), view.heartbeats.get(host))
+            .put(host_key(host), &fencing);
+        let silent = self.silence(host, self.looked);
+        self.txn(now, about, txn, format!("FENCING {host} epoch {epoch}: silent for {silent} ms"), out);
+    }
+
+    fn answered(&mut self, now: Moment, id: u64, answer: Answer) {
+        let Some((_, about)) = self.pending.remove(&id) else { return };
+        match (about, answer) {
+            (About::Fencing { host, epoch }, Answer::Done { .. }) => {
+                self.cases.entry((host, epoch)).or_insert_with(|| Case::new(now));
+            }
+            // It did not happen and never will: unless a view said so, nobody declared it dead.
+            (About::Fencing { host, epoch }, Answer::Refused | Answer::Unavailable)
+                if !self.cases.contains_key(&(host.clone(), epoch)) && self.declared.get(&host) == Some(&epoch) =>
+            {
+                self.declared.remove(&host);
+            }
+            _ => {}
+        }
+    }
+
+    /// Gives VMs to hosts in service.
+    fn give(&mut self, now: Moment, view: &View, out: &mut Vec<Effect>) {
+        let usable = |(host, record): &(&HostId, &Versioned<HostRecord>)| {
+            let silent = self.silence(host, self.looked) > 2 * record.value.timing.heartbeat_ms + 500;
+            record.value.phase == HostPhase::Armed && !record.value.maintenance && !silent
+        };
+        let candidates: Vec<Candidate> = view
+            .hosts
+            .iter()
+            .filter(usable)
+            .map(|(host, record)| Candidate {
+                owner: Owner { host: host.clone(), epoch: record.value.epoch },
+                revision: record.revision,
+                memory_bytes: record.value.memory_bytes,
+            })
+            .collect();
+        let (claims, held) = recovery::plan(now, view, &self.memory, &candidates, self.timing.start_ms);
+        self.held = held;
+        for claim in claims {
+            if !self.is_pending(&About::Claim { vm: claim.vm }) {
+                self.claim(now, view, &claim, out);
+            }
+        }
+    }
+
+    fn claim(&mut self, now: Moment, view: &View, claim: &recovery::Claim, out: &mut Vec<Effect>) {
+        let old = &view.vms[&claim.vm];
+        let key = vm_key(claim.vm);
+        let mut txn =
+            Txn::default().expect(key.clone(), Some(old)).expect_at(host_key(&claim.to.host), claim.host_revision);
+        if view.standing(&old.value) == Standing::Claimable && old.value.phase != VmPhase::Stopped {
+            for owner in old.value.owner.iter().chain(&old.value.moving_to) {
+                let Some(proof) = view.proofs.get(&(owner.host.clone(), owner.epoch)) else { continue };
+                txn = txn.expect(proof_key(&owner.host, owner.epoch), Some(proof));
+            }
+        }
+        let value = VmRecord {
+            generation: old.value.generation + 1,
+            owner: Some(claim.to.clone()),
+            moving_to: None,
+            phase: VmPhase::Claimed,
+            ready: false,
+            ..old.value.clone()
+        };
+        let what = format!("{} generation {} goes to {}", value.name, value.generation, claim.to.host);
+        self.txn(now, About::Claim { vm: claim.vm }, txn.put(key, &value), what, out);
+    }
+
+    fn txn(&mut self, now: Moment, about: About, txn: Txn, what: String, out: &mut Vec<Effect>) {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.pending.insert(id, (now, about));
+        out.push(Effect::Txn { id, txn, what });
+    }
+
+    fn is_pending(&self, about: &About) -> bool {
+        self.pending.values().any(|(_, pending)| pending == about)
+    }
+
+    fn say(&mut self, now: Moment, text: String, out: &mut Vec<Effect>) {
+        self.told.retain(|_, at| now.since(*at) < SAY_AGAIN_MS);
+        if !self.told.contains_key(&text) {
+            self.told.insert(text.clone(), now);
+            out.push(Effect::Say(text));
+        }
+    }
+}
+
+/// The transaction that puts a proof, and says so in the host's record.
+fn proof_txn(host: &HostId, record: &Versioned<HostRecord>, epoch: u64, proof: &Proof) -> Txn {
+    let key = proof_key(host, epoch);
+    let fenced = HostRecord { phase: HostPhase::Fenced, ..record.value.clone() };
+    Txn::default()
+        .expect(host_key(host), Some(record))
+        .expect::<Proof>(key.clone(), None)
+        .put(host_key(host), &fenced)
+        .put(key, proof)
+}
