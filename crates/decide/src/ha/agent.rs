@@ -289,6 +289,7 @@ enum About {
     Heartbeat { revision: u64 },
     Join { epoch: u64 },
     Record,
+    Orphan { epoch: u64 },
     Drained,
     Leave,
     Vm { vm: VmId, then: vms::Then },

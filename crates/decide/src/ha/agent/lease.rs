@@ -50,6 +50,8 @@ pub(super) struct Seen {
     proved: BTreeSet<u64>,
     /// Who else is in service.
     others: BTreeSet<HostId>,
+    /// Epochs of this host that VMs refer to, that are over and for which there is no proof: a restored store.
+    orphaned: BTreeSet<u64>,
 }
 
 impl Agent {
@@ -67,6 +69,14 @@ impl Agent {
             self.say_once("the store's record of this host cannot be read; left as it is".into(), out);
             return;
         }
+        let epoch = self.host.as_ref().map_or(0, |mine| mine.record.epoch);
+        let orphaned = view
+            .vms
+            .values()
+            .flat_map(|vm| vm.value.owner.iter().chain(&vm.value.moving_to))
+            .filter(|owner| owner.host == *me && owner.epoch < epoch && !view.is_over(owner))
+            .map(|owner| owner.epoch)
+            .collect();
         let in_service = |(_, host): &(&HostId, &Versioned<HostRecord>)| host.value.phase == HostPhase::Armed;
         self.seen = Some(Seen {
             host: view.hosts.get(me).cloned(),
@@ -78,6 +88,7 @@ impl Agent {
                 .map(|(host, _)| host.clone())
                 .filter(|host| host != me)
                 .collect(),
+            orphaned,
         });
         if let Stage::Armed { epoch } = self.stage {
             self.check_record(now, epoch, out);
@@ -113,6 +124,9 @@ impl Agent {
         } else {
             let text = format!("the store is older than this host: epoch {} there, {epoch} here", value.epoch);
             self.say_once(text, out);
+            if self.beat.doubt {
+                self.put_again(now, &Versioned { value, revision }, out);
+            }
         }
     }
 
@@ -320,7 +334,10 @@ impl Agent {
         if expired && !quiet {
             return self.soft_fence(now, epoch, "no heartbeat was taken for too long".into(), out);
         }
-        if self.beat.sent.is_none_or(|sent| now.since(sent) >= timing.heartbeat_ms) {
+        // One that is not answered yet is not waited for: the next one may get through.
+        let confirmed = self.basis >= self.beat.sent;
+        let pause = if confirmed { timing.heartbeat_ms } else { timing.heartbeat_ms / 4 };
+        if self.beat.sent.is_none_or(|sent| now.since(sent) >= pause) {
             self.beat(now, epoch, out);
         }
         self.ask_peers(now, epoch, out);
@@ -334,11 +351,12 @@ impl Agent {
             }
         }
         self.keep_record(now, out);
+        self.prove_orphans(now, out);
         self.vms_go_on(now, epoch, out);
     }
 
     fn beat(&mut self, now: Moment, epoch: u64, out: &mut Vec<Effect>) {
-        const OPEN_MAX: usize = 3;
+        const OPEN_MAX: usize = 8;
         let open = self.pending.values().filter(|pending| matches!(pending.about, About::Heartbeat { .. })).count();
         let Some(revision) = self.host.as_ref().map(|mine| mine.revision).filter(|_| open < OPEN_MAX) else { return };
         self.beat.seq += 1;
@@ -392,6 +410,36 @@ impl Agent {
         self.maybe_peers.extend(record.peers.iter().cloned());
         self.changing = Some(record);
         self.txn(now, About::Record, txn, "record of this host".into(), out);
+    }
+
+    /// This host joined without a guest, so whatever it began in an earlier epoch is over; if the store has forgotten the
+    /// proof of that, it is said again.
+    fn prove_orphans(&mut self, now: Moment, out: &mut Vec<Effect>) {
+        let Some(seen) = &mut self.seen else { return };
+        for epoch in std::mem::take(&mut seen.orphaned) {
+            let txn = self.with_proof(Txn::default(), epoch, ProofKind::Drained);
+            if let (false, Some(txn)) = (self.is_pending(&About::Orphan { epoch }), self.guarded(txn)) {
+                self.txn(now, About::Orphan { epoch }, txn, format!("epoch {epoch} has long been over"), out);
+            }
+        }
+    }
+
+    /// A restored store knows an earlier epoch of this host. That one is over, since this one was joined without a guest:
+    /// the host says again where it is.
+    fn put_again(&mut self, now: Moment, seen: &Versioned<HostRecord>, out: &mut Vec<Effect>) {
+        let Some(mine) = &self.host else { return };
+        if self.is_pending(&About::Record) || self.basis.is_none() {
+            return;
+        }
+        let (key, record) = (host_key(&self.me.host), mine.record.clone());
+        let mut txn = Txn::default().expect(key.clone(), Some(seen)).put(key, &record);
+        let proved = self.seen.as_ref().map(|seen| seen.proved.clone()).unwrap_or_default();
+        if let Some(ended) = unproved(&seen.value, &proved) {
+            txn = self.with_proof(txn, ended, ProofKind::Drained);
+        }
+        self.maybe_peers.extend(record.peers.iter().cloned());
+        self.changing = Some(record);
+        self.txn(now, About::Record, txn, "this host again: the store went back in time".into(), out);
     }
 
     pub(super) fn soft_fence(&mut self, now: Moment, epoch: u64, why: String, out: &mut Vec<Effect>) {
