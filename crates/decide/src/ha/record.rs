@@ -153,7 +153,7 @@ pub enum ProofKind {
     /// P2: the storage refuses it, for every disk of every VM that it had.
     StorageRevoked {
         /// What was revoked, in the storage's words.
-        by: String,
+        what: String,
     },
     /// P3: its hardware watchdog must have fired.
     SelfFenced {
@@ -177,7 +177,7 @@ impl fmt::Display for ProofKind {
         match self {
             Self::Drained => f.write_str("P0 drained: it killed its guests itself"),
             Self::FencedOff { device } => write!(f, "P1 fence device {device}: verified off"),
-            Self::StorageRevoked { by } => write!(f, "P2 storage revoked: {by}"),
+            Self::StorageRevoked { what } => write!(f, "P2 storage revoked: {what}"),
             Self::SelfFenced { waited_ms } => write!(f, "P3 watchdog: waited {waited_ms} ms"),
             Self::Rebooted { boot_id } => write!(f, "P4 booted again: {boot_id}"),
             Self::Person { name } => write!(f, "P5 confirmed by {name}"),

@@ -92,7 +92,7 @@ impl Case {
     fn revoked(&self, now: Moment, drain_ms: u64) -> Option<ProofKind> {
         match &self.storage {
             Rung::Done { at, word } if now.since(*at) > drain_ms => {
-                Some(ProofKind::StorageRevoked { by: word.clone() })
+                Some(ProofKind::StorageRevoked { what: word.clone() })
             }
             _ => None,
         }

@@ -49,6 +49,7 @@ impl Kv {
                 Change::Delete { .. } => unreachable!("no machine deletes"),
             }
         }
+        assert!(view.unreadable.is_empty(), "{:?}", view.unreadable);
         view.revision = self.revision;
         self.view = whole.then(|| Rc::new(view));
         Answer::Done { revision: self.revision }
