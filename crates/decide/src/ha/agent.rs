@@ -159,6 +159,8 @@ pub enum Effect {
     /// Look which protected guests there are: [`Event::Guests`].
     LookAtGuests,
     /// Make the process with stopped vCPUs and take the disk's lease with this generation; refuse if the lease is newer.
+    /// What an earlier one of the same VM is still doing, or made, is ended first: a late process of an old generation
+    /// must not take the place of a new one.
     Start {
         /// VM.
         vm: VmId,
@@ -259,6 +261,10 @@ pub struct Agent {
     vms: BTreeMap<VmId, vms::Task>,
     /// Crashes within the window, by VM.
     crashes: BTreeMap<VmId, Vec<Moment>>,
+    /// Which generation of a guest ended on purpose: told again to a store that forgot it.
+    stopped: BTreeMap<VmId, (u64, String)>,
+    /// Guests that had shut themselves down when the epoch ended, which the store does not know.
+    downs: BTreeMap<VmId, String>,
     /// Epochs up to this one are over for this process, whatever an old view says.
     ended: u64,
     /// Peers that the store's record may list, though the last one known does not.
@@ -315,6 +321,8 @@ impl Agent {
             next_id: 1,
             vms: BTreeMap::new(),
             crashes: BTreeMap::new(),
+            stopped: BTreeMap::new(),
+            downs: BTreeMap::new(),
             ended: 0,
             maybe_peers: BTreeSet::new(),
             unsettled: false,

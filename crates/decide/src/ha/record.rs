@@ -313,6 +313,20 @@ pub struct VmRecord {
 }
 
 impl VmRecord {
+    /// The record of a VM that ended on purpose and stays down.
+    #[must_use]
+    pub fn stopped(&self, note: String) -> Self {
+        Self {
+            owner: None,
+            phase: VmPhase::Stopped,
+            ready: false,
+            desired: Desired::Stopped,
+            note,
+            failed_on: BTreeMap::new(),
+            ..self.clone()
+        }
+    }
+
     /// Whether a host in an epoch owns it.
     pub fn is_owned_by(&self, host: &HostId, epoch: u64) -> bool {
         self.owner.as_ref().is_some_and(|owner| owner.host == *host && owner.epoch == epoch)

@@ -8,8 +8,8 @@ use super::{About, Agent, Effect, Stage, vms::Then};
 use crate::ha::{
     planted::{Planted, planted},
     record::{
-        Heartbeat, HostId, HostPhase, HostRecord, Proof, ProofKind, View, WatchdogClass, heartbeat_key, host_key,
-        proof_key,
+        Heartbeat, HostId, HostPhase, HostRecord, Proof, ProofKind, View, VmId, VmRecord, WatchdogClass, heartbeat_key,
+        host_key, proof_key, vm_key,
     },
     timing::Moment,
     txn::{Answer, Txn, Versioned},
@@ -52,6 +52,8 @@ pub(super) struct Seen {
     others: BTreeSet<HostId>,
     /// Epochs of this host that VMs refer to, that are over and for which there is no proof: a restored store.
     orphaned: BTreeSet<u64>,
+    /// VMs of an ended epoch that the store has as running, though their guests had shut themselves down.
+    downs: Vec<(VmId, Versioned<VmRecord>)>,
 }
 
 impl Agent {
@@ -89,6 +91,7 @@ impl Agent {
                 .filter(|host| host != me)
                 .collect(),
             orphaned,
+            downs: self.downs.keys().filter_map(|vm| Some((*vm, view.vms.get(vm)?.clone()))).collect(),
         });
         if let Stage::Armed { epoch } = self.stage {
             self.check_record(now, epoch, out);
@@ -448,6 +451,11 @@ impl Agent {
         self.stage = Stage::Killing { epoch, since: now, why };
         (self.basis, self.resume_by, self.host, self.asked, self.changing) = (None, None, None, None, None);
         (self.last_look, self.ended) = (now, epoch);
+        let downs = self.vms_down();
+        if let Some(seen) = &mut self.seen {
+            seen.downs = downs.iter().map(|(vm, (_, record))| (*vm, record.clone())).collect();
+        }
+        self.downs = downs.into_iter().map(|(vm, (note, _))| (vm, note)).collect();
         self.vms.clear();
         self.maybe_peers.clear();
         self.pending.retain(|_, pending| pending.about == About::Drained);
@@ -483,6 +491,14 @@ impl Agent {
         if !self.seen.as_ref().is_some_and(|seen| seen.proved.contains(&epoch)) {
             txn = self.with_proof(txn, epoch, ProofKind::Drained);
         }
+        // In the same breath, or they would be started again elsewhere.
+        const DOWNS_MAX: usize = 40;
+        let downs = self.seen.iter().flat_map(|seen| &seen.downs);
+        let mine = downs.filter(|(_, record)| record.value.is_owned_by(&self.me.host, epoch));
+        for (vm, record) in mine.take(DOWNS_MAX) {
+            let note = self.downs.get(vm).cloned().unwrap_or_default();
+            txn = txn.expect(vm_key(*vm), Some(record)).put(vm_key(*vm), &record.value.stopped(note));
+        }
         self.txn(now, About::Drained, txn, format!("epoch {epoch} is over, {}", ProofKind::Drained), out);
     }
 
@@ -500,7 +516,7 @@ impl Agent {
     }
 
     fn pet(&mut self, now: Moment, out: &mut Vec<Effect>) {
-        if !self.watchdog.is_some_and(|class| class != WatchdogClass::None) {
+        if self.watchdog.is_none_or(|class| class == WatchdogClass::None) {
             return;
         }
         let until = match &self.stage {

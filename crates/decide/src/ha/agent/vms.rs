@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{About, Agent, Effect};
 use crate::ha::{
     planted::{Planted, planted},
-    record::{Desired, HostId, Owner, View, VmId, VmPhase, VmRecord, proof_key, vm_key},
+    record::{HostId, Owner, View, VmId, VmPhase, VmRecord, proof_key, vm_key},
     timing::Moment,
     txn::{Answer, Expect, Txn, Versioned},
 };
@@ -67,6 +67,8 @@ enum Report {
     Blocked(String),
     /// Crashed: again, here.
     Again(String),
+    /// Runs here, whatever the store says.
+    Here,
     /// Passed its gate.
     Ready,
 }
@@ -122,21 +124,27 @@ impl Agent {
             // A process of an earlier daemon that never ran: the shell ends it before it makes a new one.
             _ => Step::Claimed,
         };
-        match self.vms.get_mut(&vm) {
-            Some(task) if task.record.value.generation == record.value.generation => {
-                if record.revision > task.record.revision {
-                    task.record = record.clone();
-                    if step == Step::Running && task.step != Step::Running {
-                        (task.step, task.since) = (step, now);
-                    }
-                }
-            }
-            Some(task) if record.revision <= task.record.revision => {}
-            _ => {
-                let record = record.clone();
-                let task = Task { record, step, since: now, report: None, tried: None, gone: None, putting: None };
-                self.vms.insert(vm, task);
-            }
+        let Some(task) = self.vms.get_mut(&vm) else {
+            let known = self.stopped.get(&vm).filter(|(generation, _)| *generation == record.value.generation);
+            let report = known.map(|(_, note)| Report::Stopped(note.clone()));
+            let record = record.clone();
+            let task = Task { record, step, since: now, report, tried: None, gone: None, putting: None };
+            self.vms.insert(vm, task);
+            return;
+        };
+        if record.revision <= task.record.revision {
+            return;
+        }
+        let runs = task.step == Step::Running && task.gone.is_none() && task.report.is_none();
+        let newer = record.value.generation != task.record.value.generation;
+        task.record = record.clone();
+        if runs && step != Step::Running {
+            // Given to the host that runs it: by a store that was restored. It goes on.
+            (task.report, task.tried) = (Some(Report::Here), None);
+        } else if newer {
+            (task.step, task.since, task.report, task.tried, task.gone) = (step, now, None, None, None);
+        } else if step == Step::Running && task.step != Step::Running {
+            (task.step, task.since) = (step, now);
         }
     }
 
@@ -256,6 +264,15 @@ impl Agent {
         });
     }
 
+    /// Guests that ended on purpose, which the store has not heard of.
+    pub(super) fn vms_down(&self) -> BTreeMap<VmId, (String, Versioned<VmRecord>)> {
+        let down = |(vm, task): (&VmId, &Task)| match &task.report {
+            Some(Report::Stopped(note)) => Some((*vm, (note.clone(), task.record.clone()))),
+            _ => None,
+        };
+        self.vms.iter().filter_map(down).collect()
+    }
+
     fn task(&mut self, vm: VmId, generation: u64) -> Option<&mut Task> {
         self.vms.get_mut(&vm).filter(|task| task.record.value.generation == generation)
     }
@@ -284,6 +301,9 @@ impl Agent {
             }
         };
         let task = self.vms.get_mut(&vm).expect("looked up above");
+        if let Report::Stopped(note) = &report {
+            self.stopped.insert(vm, (task.record.value.generation, note.clone()));
+        }
         if !matches!(task.report, Some(Report::Stopped(_) | Report::Failed(_))) {
             (task.report, task.tried, task.gone) = (Some(report), None, Some(now));
         }
@@ -410,9 +430,7 @@ impl Report {
     fn record(&self, old: &VmRecord, me: &HostId) -> VmRecord {
         let down = VmRecord { owner: None, phase: VmPhase::Stopped, ready: false, ..old.clone() };
         match self {
-            Self::Stopped(note) => {
-                VmRecord { desired: Desired::Stopped, note: note.clone(), failed_on: BTreeMap::new(), ..down }
-            }
+            Self::Stopped(note) => old.stopped(note.clone()),
             Self::Failed(note) => {
                 let mut failed_on = old.failed_on.clone();
                 *failed_on.entry(me.clone()).or_default() += 1;
@@ -426,6 +444,7 @@ impl Report {
                 note: note.clone(),
                 ..old.clone()
             },
+            Self::Here => VmRecord { phase: VmPhase::Running, ..old.clone() },
             Self::Ready => VmRecord { ready: true, failed_on: BTreeMap::new(), ..old.clone() },
         }
     }
@@ -436,6 +455,7 @@ impl Report {
             Self::Failed(why) => format!("is given up here: {why}"),
             Self::Blocked(why) => format!("is blocked: {why}"),
             Self::Again(why) => format!("is started again: {why}"),
+            Self::Here => "runs here already".into(),
             Self::Ready => "is ready".into(),
         }
     }

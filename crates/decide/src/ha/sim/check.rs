@@ -38,6 +38,7 @@ impl World {
         {
             self.broken(format!("v{} runs while a write of before is in flight for {} ms", vm.as_u128(), at - now));
         }
+        self.checks.shut.retain(|(shut, host, _)| *shut != vm || *host == node);
         let life = self.nodes[node].life;
         if self.checks.down.contains(&vm) || self.checks.shut.contains(&(vm, node, life)) {
             self.broken(format!("v{} was shut down by its guest and runs again", vm.as_u128()));

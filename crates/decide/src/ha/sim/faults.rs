@@ -94,8 +94,9 @@ impl World {
             }
             Fault::Edge(n) => {
                 self.touch(n);
-                (self.nodes[n].edge, self.nodes[n].store_cut) = (true, true);
-                self.cut_links(n, true, 3);
+                self.nodes[n].edge = true;
+                self.push(11_000, Ev::Fault(Fault::CutStore(n, true)));
+                self.push(11_000, Ev::Fault(Fault::CutLinks(n, true, 3)));
             }
             Fault::Heal => self.heal(),
         }
@@ -182,6 +183,11 @@ pub(super) fn plan(seed: u64) -> (Setup, Vec<(u64, Fault)>) {
         fast: rng.percent(30),
         deadline: rng.range(2_000, 10_000),
     };
+    match seed % 8 {
+        0 => return start_race(&mut rng, setup),
+        1 => return late_answers(&mut rng, setup),
+        _ => {}
+    }
     let mut faults = Vec::new();
     let mut at = 25_000;
     for _ in 0..rng.range(1, 5) {
@@ -190,6 +196,29 @@ pub(super) fn plan(seed: u64) -> (Setup, Vec<(u64, Fault)>) {
     }
     faults.push((at + rng.range(60_000, 90_000), Fault::Heal));
     (setup, faults)
+}
+
+/// A host dies while the storage is slow; starts take so long that they are taken elsewhere, while a daemon stands still.
+fn start_race(rng: &mut Rng, setup: Setup) -> (Setup, Vec<(u64, Fault)>) {
+    let timing = Timing { start_ms: 15_000, ..Timing::default() };
+    let hosts = setup.hosts.max(3);
+    let setup = Setup { hosts, vms: 6, timing, bmcs: vec![Bmc::Works], fast: false, ..setup };
+    let mut faults = vec![(25_000, Fault::PowerCut(rng.range(0, 3) as usize)), (25_000, Fault::StorageSlow(true))];
+    faults.push((rng.range(38_000, 52_000), Fault::StorageSlow(false)));
+    for n in 0..hosts {
+        faults.push((rng.range(43_000, 56_000), Fault::StopDaemon(n, rng.range(1_000, 9_000))));
+    }
+    faults.push((120_000, Fault::Heal));
+    (setup, faults)
+}
+
+/// A host whose heartbeats are taken at once and answered late is cut off, and dies as late as its watchdog lets it.
+fn late_answers(rng: &mut Rng, setup: Setup) -> (Setup, Vec<(u64, Fault)>) {
+    let timing = Timing { heartbeat_ms: 1_000, silence_ms: 2_500, ..Timing::default() };
+    let (classes, bmcs) = (vec![WatchdogClass::Hardware], vec![Bmc::NoPower]);
+    let setup = Setup { timing, classes, bmcs, fast: true, revoke: false, deadline: 8_000, ..setup };
+    let n = rng.range(0, setup.hosts as u64) as usize;
+    (setup, vec![(rng.range(25_000, 30_000), Fault::Edge(n)), (140_000, Fault::Heal)])
 }
 
 fn one(rng: &mut Rng, at: u64, setup: &Setup, faults: &mut Vec<(u64, Fault)>) {

@@ -53,6 +53,8 @@ pub(super) struct Node {
     pub(super) frozen_until: u64,
     pub(super) remembered: Option<Mine>,
     pub(super) qemus: BTreeMap<VmId, Qemu>,
+    /// Generation of the start that was asked for last; one of before is ended when a newer one begins.
+    pub(super) starting: BTreeMap<VmId, u64>,
     pub(super) store_cut: bool,
     /// Hosts that do not hear this one.
     pub(super) deaf: BTreeSet<usize>,

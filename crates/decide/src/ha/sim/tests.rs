@@ -38,7 +38,7 @@ fn no_seed_breaks_an_invariant() {
 
 #[test]
 fn every_planted_mistake_is_found() {
-    const SEEDS_MAX: u64 = 600;
+    const SEEDS_MAX: u64 = 400;
     use Planted::*;
     let mistakes = [
         WaitOneTimeout,
@@ -70,4 +70,60 @@ fn every_planted_mistake_is_found() {
         })
         .collect();
     assert!(missed.is_empty(), "{SEEDS_MAX} seeds did not find {missed:?}");
+}
+
+/// Runs that people can read, and that a change of behaviour changes: compared with what is checked in.
+/// `VIRTWARD_GOLDEN=write` writes them anew.
+#[test]
+fn scenarios_read_as_they_did() {
+    use super::{
+        faults::Fault,
+        node::Bmc,
+        world::{Ev, Setup},
+    };
+    use crate::ha::{Timing, record::WatchdogClass};
+    let calm = || Setup {
+        hosts: 3,
+        vms: 3,
+        timing: Timing::default(),
+        classes: vec![WatchdogClass::Hardware],
+        bmcs: vec![Bmc::Works],
+        drift: false,
+        failsafe: true,
+        revoke: false,
+        fast: true,
+        deadline: 2_000,
+    };
+    let dead_devices = || Setup { bmcs: vec![Bmc::NoPower], ..calm() };
+    let scenarios: [(&str, Setup, Vec<(u64, Fault)>, &[usize]); 6] = [
+        ("power-cut-fence-device", calm(), vec![(30_000, Fault::PowerCut(1))], &[1]),
+        ("power-cut-watchdog-alone", dead_devices(), vec![(30_000, Fault::PowerCut(1))], &[1]),
+        (
+            "cut-off-from-store-and-peers",
+            dead_devices(),
+            vec![(30_000, Fault::CutStore(1, true)), (30_000, Fault::CutLinks(1, true, 3)), (70_000, Fault::Heal)],
+            &[1],
+        ),
+        ("cut-off-from-store-only", calm(), vec![(30_000, Fault::CutStore(1, true)), (90_000, Fault::Heal)], &[1]),
+        ("store-lost", calm(), vec![(30_000, Fault::StoreDown(true)), (330_000, Fault::StoreDown(false))], &[]),
+        ("guest-shuts-down", calm(), vec![(30_000, Fault::GuestShutsDown(1)), (40_000, Fault::PowerCut(1))], &[1]),
+    ];
+    for (name, setup, faults, may_be_fenced) in scenarios {
+        let mut world = World::new(1, setup);
+        let end = faults.iter().map(|(at, _)| *at).max().unwrap_or(0);
+        for (at, fault) in faults {
+            world.push(at, Ev::Fault(fault));
+        }
+        world.run(end + 150_000);
+        world.check_liveness();
+        let log = world.log.join("\n") + "\n";
+        assert_eq!(world.checks.broken, None, "{name}\n{log}");
+        assert!(world.checks.fenced.iter().all(|n| may_be_fenced.contains(n)), "{name}\n{log}");
+        let file = format!("{}/src/ha/sim/golden/{name}.log", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("VIRTWARD_GOLDEN").is_some() {
+            std::fs::write(&file, &log).expect("written");
+        }
+        let golden = std::fs::read_to_string(&file).expect("checked in");
+        assert_eq!(golden, log, "{name}: if this is meant, VIRTWARD_GOLDEN=write writes it anew");
+    }
 }

@@ -72,7 +72,8 @@ pub(super) enum Told {
     Armed(WatchdogClass),
     Guests(Moment),
     Peer(Moment, usize, bool),
-    Started(VmId, u64, bool),
+    /// VM, generation, whether the lease was taken, whether it still is to be.
+    Started(VmId, u64, bool, bool),
     Ended(VmId, Ended),
 }
 
@@ -140,6 +141,7 @@ impl World {
             frozen_until: 0,
             remembered: None,
             qemus: BTreeMap::new(),
+            starting: BTreeMap::new(),
             store_cut: false,
             deaf: BTreeSet::new(),
             bmc: setup.bmcs[n % setup.bmcs.len()],
@@ -420,7 +422,7 @@ impl World {
             Told::Peer(asked, peer, ack) => {
                 self.agent(node, agent::Event::PeerAnswered { asked, peer: host_id(peer), ack });
             }
-            Told::Started(vm, generation, done) => self.started(node, vm, generation, done),
+            Told::Started(vm, generation, early, done) => self.started(node, vm, generation, early, done),
             Told::Ended(vm, how) => self.agent(node, agent::Event::GuestEnded { vm, how }),
         }
     }
@@ -515,8 +517,8 @@ impl World {
         }
         let cut = self.nodes[node].store_cut;
         let (late, answer) = match cut {
-            // The answer to what was sent before the cut arrives, late.
-            true if self.nodes[node].edge => (self.setup.deadline - 100, answer),
+            // Performed at once, answered late: the time that counts is when it was sent.
+            _ if self.nodes[node].edge => (self.setup.deadline - 100, answer),
             true => (self.setup.deadline, Answer::Unknown),
             false => (self.latency(), answer),
         };
@@ -617,6 +619,7 @@ impl World {
     /// Makes the process, takes the lease somewhere on the way.
     fn start(&mut self, node: usize, life: u64, vm: VmId, generation: u64) {
         self.nodes[node].qemus.remove(&vm);
+        self.nodes[node].starting.insert(vm, generation);
         let after = match (self.setup.fast, self.storage_slow) {
             (true, _) => 100,
             (false, true) => self.rng.range(1_000, 60_000),
@@ -624,9 +627,9 @@ impl World {
         };
         let early = self.rng.percent(50);
         if early && !self.take_lease(node, vm, generation) {
-            return self.push(after, Ev::ToAgent(node, life, Told::Started(vm, generation, false)));
+            return self.push(after, Ev::ToAgent(node, life, Told::Started(vm, generation, true, false)));
         }
-        self.push(after, Ev::ToAgent(node, life, Told::Started(vm, generation, true)));
+        self.push(after, Ev::ToAgent(node, life, Told::Started(vm, generation, early, true)));
     }
 
     fn take_lease(&mut self, node: usize, vm: VmId, generation: u64) -> bool {
@@ -638,8 +641,11 @@ impl World {
         true
     }
 
-    fn started(&mut self, node: usize, vm: VmId, generation: u64, done: bool) {
-        if !done || !self.take_lease(node, vm, generation) {
+    fn started(&mut self, node: usize, vm: VmId, generation: u64, early: bool, done: bool) {
+        if self.nodes[node].starting.get(&vm) != Some(&generation) {
+            return;
+        }
+        if !done || (!early && !self.take_lease(node, vm, generation)) {
             let disk_generation = self.leases.get(&vm).map(|(generation, _)| *generation);
             let why = "the disk's lease is newer".to_owned();
             return self.agent(node, agent::Event::StartFailed { vm, generation, why, disk_generation });
