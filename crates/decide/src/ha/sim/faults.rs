@@ -186,6 +186,7 @@ pub(super) fn plan(seed: u64) -> (Setup, Vec<(u64, Fault)>) {
     match seed % 8 {
         0 => return start_race(&mut rng, setup),
         1 => return late_answers(&mut rng, setup),
+        2 if seed % 16 == 2 => return no_watchdog(&mut rng, setup),
         _ => {}
     }
     let mut faults = Vec::new();
@@ -219,6 +220,15 @@ fn late_answers(rng: &mut Rng, setup: Setup) -> (Setup, Vec<(u64, Fault)>) {
     let setup = Setup { timing, classes, bmcs, fast: true, revoke: false, deadline: 8_000, ..setup };
     let n = rng.range(0, setup.hosts as u64) as usize;
     (setup, vec![(rng.range(25_000, 30_000), Fault::Edge(n)), (140_000, Fault::Heal)])
+}
+
+/// A host without a watchdog and with a dead fence device stands still, guests and all, and goes on later.
+fn no_watchdog(rng: &mut Rng, setup: Setup) -> (Setup, Vec<(u64, Fault)>) {
+    let (classes, bmcs) = (vec![WatchdogClass::None], vec![Bmc::NoPower]);
+    let setup = Setup { classes, bmcs, revoke: false, ..setup };
+    let n = rng.range(0, setup.hosts as u64) as usize;
+    let fault = if rng.percent(50) { Fault::StopDaemon(n, 90_000) } else { Fault::Freeze(n, 90_000) };
+    (setup, vec![(rng.range(25_000, 30_000), fault), (180_000, Fault::Heal)])
 }
 
 fn one(rng: &mut Rng, at: u64, setup: &Setup, faults: &mut Vec<(u64, Fault)>) {
