@@ -2,6 +2,8 @@
 //! every decision can be tested, replayed and explained.
 
 pub mod arbiter;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod pointref;
 pub mod policy;
 pub mod readplan;

@@ -345,3 +345,57 @@ fn a_vm_comes_up_on_another_host_with_the_disks_where_both_see_them() {
     lab.lab(&["vm", "wait", "web1"]);
     assert_eq!(lab.guest_sh("web1", CHECKSUMS), before);
 }
+
+/// Asks the guest's TPM for the public part of its endorsement key, which no two TPMs have in common.
+const ENDORSEMENT_KEY: &str = "exec 3<>/dev/tpm0; \
+    printf '\\200\\001\\000\\000\\000\\016\\000\\000\\001\\163\\201\\001\\000\\001' >&3; \
+    dd bs=4096 count=1 <&3 2>/dev/null | od -An -v -tx1 | tr -d ' \\n'";
+
+#[test]
+fn the_tpm_of_a_guest_and_the_variables_of_its_firmware_come_back() {
+    let lab = Lab::quick(1);
+    lab.guest("sealed", &["--tpm"]);
+    let key = lab.guest_sh("sealed", ENDORSEMENT_KEY);
+    assert!(key.starts_with("8001") && key[12..20] == *"00000000" && key.len() > 400, "the TPM answers {key}");
+    let uuid = lab.virsh_ok("h1", &["domuuid", "sealed"]);
+    let state = format!("/var/lib/libvirt/swtpm/{uuid}");
+    let on_host = |script: &str| lab.lab(&["host", "exec", "h1", "--", "sh", "-c", script]);
+
+    // A VM with UEFI that boots nothing; its firmware writes variables all the same.
+    let efi = format!(
+        "<domain type='qemu'><name>efi</name><memory unit='MiB'>128</memory><os><type arch='x86_64' machine='q35'>hvm</type>\
+         <loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader>\
+         <nvram template='/usr/share/OVMF/OVMF_VARS_4M.fd'>{}</nvram></os><features><acpi/></features>\
+         <cpu mode='custom'><model>qemu64</model></cpu><devices><serial type='pty'/></devices></domain>",
+        lab.path("efi_VARS.fd").display()
+    );
+    std::fs::write(lab.path("efi.xml"), efi).expect("a file");
+    lab.virsh_ok("h1", &["define", lab.path("efi.xml").to_str().unwrap()]);
+    lab.virsh_ok("h1", &["start", "efi"]);
+    let fresh = std::fs::read("/usr/share/OVMF/OVMF_VARS_4M.fd").expect("package ovmf");
+    let variables = || std::fs::read(lab.path("efi_VARS.fd")).expect("variables");
+    wait("variables of the firmware", LIMIT, || variables() != fresh);
+
+    let said = lab.ok_on("h1", &["--json", "backup", "run", "--all"]);
+    assert!(!said.contains("not in this restore point"), "{said}");
+    lab.virsh_ok("h1", &["destroy", "efi"]);
+    lab.ok_on("h1", &["--json", "backup", "run", "efi"]);
+    let written = variables();
+
+    for vm in ["sealed", "efi"] {
+        let _ = lab.virsh("h1", &["destroy", vm]);
+        lab.virsh_ok("h1", &["undefine", vm, "--nvram", "--checkpoints-metadata"]);
+    }
+    on_host(&format!("rm -rf {state} {}/sealed-*", lab.shared().display()));
+    assert!(!lab.path("efi_VARS.fd").exists());
+    lab.ok_on("h1", &["restore", "vm", "sealed@latest", "--start"]);
+    lab.ok_on("h1", &["restore", "vm", "efi@latest"]);
+    lab.lab(&["vm", "wait", "sealed"]);
+    assert_eq!(lab.guest_sh("sealed", ENDORSEMENT_KEY), key, "another TPM");
+    assert!(variables() == written, "other variables");
+    lab.virsh_ok("h1", &["start", "efi"]);
+
+    // On another machine than the VM's host its TPM is not seen, which is said.
+    let elsewhere = lab.backup("sealed", &[]);
+    assert!(elsewhere["warnings"].to_string().contains("TPM state is not in this restore point"), "{elsewhere}");
+}

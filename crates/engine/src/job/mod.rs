@@ -2,3 +2,11 @@
 
 pub mod backup;
 pub mod restore;
+
+/// Reads a definition, whatever it is, in every way in which jobs read definitions; for fuzzing.
+pub(crate) fn any_definition(xml: &str) {
+    let _ = backup::attach::nvram_path(xml);
+    let _ = backup::attach::qemu_owner(xml);
+    let _ = backup::attach::TpmState::of(xml);
+    restore::any_definition(xml);
+}
