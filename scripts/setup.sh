@@ -4,6 +4,7 @@
 #   setup.sh build          what compiling and linking need
 #   setup.sh lab            build, and what the lab and the demo need, with the guests' kernel and image
 #   setup.sh test           lab, and the S3 server and the browser of the tests
+#   setup.sh fuzz           build, and what linking a fuzzer needs
 #   setup.sh soak           test, and what long tests run against: an object store, and a Debian 12 without backports
 #   setup.sh bench          lab, and the tools that the benchmark compares with
 #   setup.sh --dry-run MODE only say what would be done
@@ -20,7 +21,8 @@ lab_packages=(busybox-static cpio lz4 zstd xz-utils iproute2 nftables fdisk e2fs
 # An SSH server and certificates, to reach libvirt as on another host; TPMs and firmware for guests; the browser that the tests
 # of the web interface drive, and a font with which Chinese can be read in it.
 test_packages=(swtpm swtpm-tools ovmf openssh-server openssh-client openssl chromium chromium-driver fonts-noto-cjk)
-soak_packages=(debootstrap g++)
+fuzz_packages=(g++)
+soak_packages=(debootstrap)
 bench_packages=(restic borgbackup virtnbdbackup b3sum openssl)
 # These must come from one release, all in one call: mixing QEMU 7.2 of Debian 12 with parts of 10.0 removes qemu-utils.
 build_virt=(libvirt-dev)
@@ -206,17 +208,18 @@ for argument; do
             usage
             exit 0
             ;;
-        build | lab | test | soak | bench) mode=$argument ;;
-        *) die "unknown argument '$argument'; give build, lab, test, soak or bench" ;;
+        build | lab | test | fuzz | soak | bench) mode=$argument ;;
+        *) die "unknown argument '$argument'; give build, lab, test, fuzz, soak or bench" ;;
     esac
 done
-[ -n "$mode" ] || die "say for what: build, lab, test, soak or bench (setup.sh --help)"
+[ -n "$mode" ] || die "say for what: build, lab, test, fuzz, soak or bench (setup.sh --help)"
 command -v dpkg-query >/dev/null || die "this is no Debian; see docs/lab.md for what has to be installed"
 
 plain=("${build_packages[@]}")
 virt=("${build_virt[@]}")
 case $mode in lab | test | soak | bench) plain+=("${lab_packages[@]}") virt+=("${lab_virt[@]}") ;; esac
 case $mode in test | soak) plain+=("${test_packages[@]}") ;; esac
+case $mode in fuzz | soak) plain+=("${fuzz_packages[@]}") ;; esac
 case $mode in soak) plain+=("${soak_packages[@]}") ;; esac
 case $mode in bench) plain+=("${bench_packages[@]}") ;; esac
 

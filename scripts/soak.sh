@@ -14,4 +14,4 @@ VIRTWARD_SEEDS="${VIRTWARD_SEEDS:-20000}" cargo test -p virtward-repo --test it 
 scripts/fuzz.sh "${VIRTWARD_FUZZ_SECONDS:-600}"
 
 # The oldest libvirt and QEMU: all tests with guests, on hosts and with libraries of a Debian 12 without backports.
-VIRTWARD_LAB_ROOT=/var/cache/virtward-lab/debian-12 cargo test -p virtward --test lab
+VIRTWARD_LAB_ROOT=/var/cache/virtward-lab/debian-12 cargo test -p virtward-cli -p virtward-lab --test lab

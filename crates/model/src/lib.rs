@@ -10,6 +10,7 @@ pub mod select;
 pub mod time;
 pub mod units;
 pub mod vm;
+pub mod xml;
 
 pub use age::{Age, ParseAgeError};
 pub use point::{

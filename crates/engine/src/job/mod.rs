@@ -8,5 +8,6 @@ pub(crate) fn any_definition(xml: &str) {
     let _ = backup::attach::nvram_path(xml);
     let _ = backup::attach::qemu_owner(xml);
     let _ = backup::attach::TpmState::of(xml);
+    let _ = crate::collect::parse(xml);
     restore::any_definition(xml);
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 use virtward_hypervisor::XmlView;
-use virtward_model::Vm;
+use virtward_model::{Vm, xml::is_shallow};
 use virtward_repo::Attachment;
 
 use crate::{Env, Error, Result};
@@ -25,9 +25,13 @@ pub(crate) fn tpm_dir(vm: Uuid) -> PathBuf {
     Path::new("/var/lib/libvirt/swtpm").join(vm.to_string())
 }
 
+fn document(xml: &str) -> Option<roxmltree::Document<'_>> {
+    is_shallow(xml).then(|| roxmltree::Document::parse(xml).ok())?
+}
+
 /// Path of the NVRAM file that a definition names.
 pub(crate) fn nvram_path(xml: &str) -> Option<String> {
-    let document = roxmltree::Document::parse(xml).ok()?;
+    let document = document(xml)?;
     let os = document.root_element().children().find(|node| node.has_tag_name("os"))?;
     let nvram = os.children().find(|node| node.has_tag_name("nvram"))?;
     // <nvram>PATH</nvram>, or <nvram type='file'><source file='PATH'/></nvram>.
@@ -47,7 +51,7 @@ pub(crate) struct TpmState {
 impl TpmState {
     /// None where the VM has no emulated TPM.
     pub(crate) fn of(xml: &str) -> Option<Self> {
-        let document = roxmltree::Document::parse(xml).ok()?;
+        let document = document(xml)?;
         let devices = document.root_element().children().find(|node| node.has_tag_name("devices"))?;
         let backend = devices
             .children()
@@ -74,7 +78,7 @@ impl TpmState {
 
 /// User and group that QEMU runs as, from the label that libvirt gave the running domain.
 pub(crate) fn qemu_owner(live_xml: &str) -> Option<(u32, u32)> {
-    let document = roxmltree::Document::parse(live_xml).ok()?;
+    let document = document(live_xml)?;
     let dac = document
         .root_element()
         .children()

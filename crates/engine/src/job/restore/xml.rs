@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use uuid::Uuid;
+use virtward_model::xml::is_shallow;
 use xmltree::{Element, XMLNode};
 
 use crate::{Error, Result};
@@ -35,6 +36,9 @@ pub(super) fn rewrite(xml: &str, change: &Rewrite<'_>) -> Result<(String, Vec<St
              virtward restore disk"
         ))
     };
+    if !is_shallow(xml) {
+        return Err(broken(&"its elements are nested too deeply"));
+    }
     let mut domain = Element::parse(xml.as_bytes()).map_err(|error| broken(&error))?;
     if domain.name != "domain" {
         return Err(broken(&"it is no domain"));

@@ -1,10 +1,8 @@
 //! Pruning, holding and recovering restore points through the real binary.
 
-mod common;
-
 use std::fs;
 
-use common::{Sandbox, fill, tool};
+use crate::common::{Sandbox, fill, tool};
 use serde_json::Value;
 
 /// A repository with so many restore points of one image, each with a byte of its own; their ids, oldest first.

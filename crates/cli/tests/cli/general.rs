@@ -1,7 +1,5 @@
 //! What every command has in common: usage, configuration, help, streams, signals.
 
-mod common;
-
 use std::{
     fs,
     io::Write,
@@ -9,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::Sandbox;
+use crate::common::Sandbox;
 
 #[test]
 fn usage_errors_are_2_in_words_and_as_json() {
@@ -80,7 +78,7 @@ fn completions_are_made_for_every_shell() {
         assert!(script.contains("bandwidth"), "{shell}");
     }
     fs::write(sandbox.path("v.bash"), sandbox.run(&["completions", "bash"]).stdout).unwrap();
-    common::tool("bash", &["-n", &sandbox.text("v.bash")]);
+    crate::common::tool("bash", &["-n", &sandbox.text("v.bash")]);
     sandbox.run(&["completions", "tcsh"]).code(2);
 }
 
@@ -89,18 +87,18 @@ fn a_reader_that_goes_away_is_no_crash() {
     let sandbox = Sandbox::new();
     let mut child = sandbox.command(&["man"]).spawn().unwrap();
     drop(child.stdout.take());
-    let ran = common::finish(child);
+    let ran = crate::common::finish(child);
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
     let mut child = sandbox.command(&["repo", "info", "--json"]).spawn().unwrap();
     drop((child.stdout.take(), child.stderr.take()));
-    common::finish(child).code(7);
+    crate::common::finish(child).code(7);
 }
 
 #[test]
 fn a_result_that_cannot_be_written_is_an_error() {
     let sandbox = Sandbox::new();
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let ran = common::finish(sandbox.command(&["man"]).stdout(Stdio::from(full)).spawn().unwrap());
+    let ran = crate::common::finish(sandbox.command(&["man"]).stdout(Stdio::from(full)).spawn().unwrap());
     ran.code(10).says("standard output");
 }
 
@@ -136,12 +134,12 @@ fn the_thaw_guard_leaves_the_session_and_believes_the_word() {
     // Give the guard time to be ready for signals; then none of the usual ones ends it.
     std::thread::sleep(Duration::from_millis(300));
     for name in ["INT", "TERM", "HUP"] {
-        common::signal(pid, name);
+        crate::common::signal(pid, name);
     }
     std::thread::sleep(Duration::from_millis(300));
     assert!(child.try_wait().unwrap().is_none(), "a signal ended the guard");
     child.stdin.as_mut().unwrap().write_all(b"thawed\n").unwrap();
-    common::finish(child).ok();
+    crate::common::finish(child).ok();
     // The word is what counts, not the end of input: without it the guard turns to libvirt.
     let vm_gone = ["internal", "thaw-guard", "--connect", "test:///default", "--vm", vm, "--after-ms", "60000"];
     sandbox.run(&vm_gone).ok();

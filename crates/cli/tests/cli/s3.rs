@@ -1,13 +1,11 @@
 //! A repository on object storage through the real binary: settings, exit statuses, and a disk there and back.
 
-mod common;
-#[allow(dead_code)]
 #[path = "../../repo/tests/s3/server.rs"]
 mod server;
 
 use std::fs;
 
-use common::{Ran, Sandbox, fill, finish};
+use crate::common::{Ran, Sandbox, fill, finish};
 use server::{ACCESS_KEY, BUCKET, SECRET_KEY, Server};
 
 /// Runs with the credentials of the test's server and nothing of this host's.

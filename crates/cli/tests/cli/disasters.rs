@@ -1,7 +1,5 @@
 //! Full disks and sudden ends, through the real binary: nothing half-done stays, and the operator has a way out.
 
-mod common;
-
 use std::{
     fs,
     io::Write,
@@ -10,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Sandbox, fill, tool};
+use crate::common::{Sandbox, fill, tool};
 
 fn utf8(path: &Path) -> &str {
     path.to_str().expect("UTF-8")

@@ -1,8 +1,6 @@
 //! What happens on a terminal: passwords are asked for and never shown, deletions are confirmed. The terminal is the one
 //! that script(1), an essential package, makes.
 
-mod common;
-
 use std::{
     io::{Read, Write},
     process::{Child, ChildStdin, Command, Stdio},
@@ -11,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::Sandbox;
+use crate::common::Sandbox;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -145,7 +143,7 @@ fn two_different_passwords_change_nothing_and_an_empty_one_means_a_key_file() {
 #[test]
 fn a_deletion_is_confirmed_or_does_not_happen() {
     let sandbox = Sandbox::with_repository();
-    common::fill(&sandbox.path("disk.raw"), 0, 1 << 20, 1);
+    crate::common::fill(&sandbox.path("disk.raw"), 0, 1 << 20, 1);
     sandbox.run(&["backup", "image", "disk.raw"]).ok();
     for (answer, code, left) in [("n\n", 4, 1), ("\n", 4, 1), ("y\n", 0, 0)] {
         let mut terminal = Terminal::run(&sandbox, &["backup", "delete", "disk@latest"]);
@@ -160,7 +158,7 @@ fn a_deletion_is_confirmed_or_does_not_happen() {
 #[test]
 fn progress_is_a_bar_on_a_terminal() {
     let sandbox = Sandbox::with_repository();
-    common::fill(&sandbox.path("disk.raw"), 0, 4 << 20, 1);
+    crate::common::fill(&sandbox.path("disk.raw"), 0, 4 << 20, 1);
     let terminal = Terminal::run(&sandbox, &["backup", "image", "disk.raw", "--bandwidth", "2MiB"]);
     terminal.expect("copying").expect("left");
     let (code, screen) = terminal.end();

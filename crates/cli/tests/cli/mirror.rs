@@ -1,10 +1,8 @@
 //! Copies in another repository, healing from them, and keys that only write, through the real binary.
 
-mod common;
-
 use std::{fs, path::Path};
 
-use common::{Sandbox, fill, tool};
+use crate::common::{Sandbox, fill, tool};
 
 /// A repository with two restore points of an image, and a second one with its own password.
 fn two_repositories() -> (Sandbox, String) {

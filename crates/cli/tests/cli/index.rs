@@ -1,10 +1,8 @@
 //! The index of a repository, lost and made again through the real binary.
 
-mod common;
-
 use std::fs;
 
-use common::{Sandbox, fill, tool};
+use crate::common::{Sandbox, fill, tool};
 
 fn with_backup() -> Sandbox {
     let sandbox = Sandbox::with_repository();

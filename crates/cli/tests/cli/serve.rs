@@ -1,8 +1,6 @@
 //! The daemon as a process: killed in the middle of a job, started twice, stopped in order, asked by the command line.
 //! libvirt's test driver gives it VMs; their images are real files.
 
-mod common;
-
 use std::{
     path::PathBuf,
     process::{Child, Stdio},
@@ -10,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Ran, Sandbox, fill};
+use crate::common::{Ran, Sandbox, fill};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(60);

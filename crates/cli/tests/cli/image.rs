@@ -1,14 +1,12 @@
 //! Image files from backup to restore through the real binary, compared byte by byte by qemu-img.
 
-mod common;
-
 use std::{
     fs,
     path::Path,
     time::{Duration, Instant},
 };
 
-use common::{Sandbox, fill, signal, tool};
+use crate::common::{Sandbox, fill, signal, tool};
 use serde_json::Value;
 
 fn same(a: &Path, b: &Path) {
@@ -164,7 +162,7 @@ fn an_interrupt_cancels_cleanly_and_leaves_no_restore_point() {
         std::thread::sleep(Duration::from_millis(1500));
         signal(child.id(), name);
         let asked = Instant::now();
-        common::finish(child).code(130);
+        crate::common::finish(child).code(130);
         assert!(asked.elapsed() < Duration::from_secs(20), "stopping took {:?}", asked.elapsed());
     }
     assert_eq!(sandbox.json(&["backup", "list"]), serde_json::json!([]));

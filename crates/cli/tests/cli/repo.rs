@@ -1,10 +1,8 @@
 //! Repositories and their keys through the real binary: what works, and what each way of going wrong looks like.
 
-mod common;
-
 use std::{fs, os::unix::fs::PermissionsExt};
 
-use common::Sandbox;
+use crate::common::Sandbox;
 
 #[test]
 fn init_without_any_setting_makes_a_key_file_that_later_commands_find() {
@@ -67,7 +65,7 @@ fn flag_beats_environment_beats_configuration() {
     let unset = |args: &[&str]| {
         let mut command = sandbox.command(args);
         command.env_remove("VIRTWARD_REPO");
-        common::finish(command.spawn().unwrap())
+        crate::common::finish(command.spawn().unwrap())
     };
     unset(&["repo", "init"]).ok();
     assert!(sandbox.path("a/config").exists());

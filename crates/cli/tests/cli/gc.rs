@@ -1,14 +1,12 @@
 //! Garbage collection through the real binary: what it frees, what it says, and that it can die anywhere.
 
-mod common;
-
 use std::{
     fs,
     process::Stdio,
     time::{Duration, Instant},
 };
 
-use common::{Sandbox, fill, tool};
+use crate::common::{Sandbox, fill, tool};
 
 /// Two restore points of an image that share a few chunks; the first is deleted.
 fn with_garbage() -> Sandbox {
