@@ -14,6 +14,7 @@ mod env;
 mod error;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod ha;
 mod image;
 pub mod job;
 mod lock;

@@ -267,9 +267,6 @@ pub struct CreateArgs {
     /// Make a guest without the guest agent.
     #[arg(long)]
     pub no_agent: bool,
-    /// Give it an emulated TPM (package swtpm-tools).
-    #[arg(long)]
-    pub tpm: bool,
     /// Define it only.
     #[arg(long)]
     pub no_start: bool,

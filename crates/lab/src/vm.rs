@@ -202,11 +202,6 @@ fn domain_xml(args: &CreateArgs, uuid: Uuid, image: &Path, specs: &[disk::Spec],
     } else {
         "    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\n"
     };
-    let tpm = if args.tpm {
-        "    <tpm model='tpm-tis'><backend type='emulator' version='2.0'/></tpm>\n"
-    } else {
-        ""
-    };
     // type='qemu' (emulation) works on every machine; a /dev/kvm may exist and still not run ordinary guests.
     format!(
         "<domain type='qemu'>\n\
@@ -230,7 +225,6 @@ fn domain_xml(args: &CreateArgs, uuid: Uuid, image: &Path, specs: &[disk::Spec],
          {disks}\
          \x20   <interface type='bridge'>{mac}<source bridge='br0'/><model type='virtio'/></interface>\n\
          {agent}\
-         {tpm}\
          \x20   <serial type='pty'/>\n\
          \x20   <memballoon model='none'/>\n\
          \x20 </devices>\n\

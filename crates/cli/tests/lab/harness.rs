@@ -356,7 +356,7 @@ impl Drop for Lab {
 }
 
 /// A product process that is killed when forgotten.
-pub struct Running(Child);
+pub struct Running(pub Child);
 
 impl Running {
     pub fn pid(&self) -> u32 {
