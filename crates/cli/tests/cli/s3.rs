@@ -1,6 +1,6 @@
 //! A repository on object storage through the real binary: settings, exit statuses, and a disk there and back.
 
-#[path = "../../repo/tests/s3/server.rs"]
+#[path = "../../../repo/tests/s3/server.rs"]
 mod server;
 
 use std::fs;
