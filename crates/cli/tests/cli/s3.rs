@@ -1,6 +1,7 @@
 //! A repository on object storage through the real binary: settings, exit statuses, and a disk there and back.
 
 #[path = "../../../repo/tests/s3/server.rs"]
+#[allow(dead_code, reason = "the store's own tests use the rest")]
 mod server;
 
 use std::fs;
