@@ -18,6 +18,7 @@
 )]
 
 mod access;
+pub mod cluster;
 pub mod config;
 mod daemon;
 mod events;
@@ -32,6 +33,7 @@ mod policies;
 mod pump;
 mod repositories;
 mod scheduler;
+mod table;
 mod tls;
 mod views;
 mod web;
@@ -51,10 +53,12 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
+use uuid::Uuid;
 use virtward_api::{Code, Problem, Severity};
 use virtward_engine::{Cancel, reconcile::inventory::Inventory};
 
 use crate::{
+    cluster::nodes::Me,
     config::Config,
     daemon::{Daemon, Parts},
     events::{Audit, Events, Note},
@@ -99,6 +103,8 @@ pub async fn run(
         https: https.as_ref().and_then(|(listener, _)| listener.local_addr().ok()),
         certificate_sha256: daemon.certificate.read().unwrap_or_else(PoisonError::into_inner).clone(),
     };
+    let address = config.cluster.as_ref().and_then(|cluster| cluster.address.clone());
+    daemon.nodes.register(address, daemon.started).await?;
     jobs::runner::recover(&daemon).await;
 
     let (work, doors) = (Cancel::default(), Cancel::default());
@@ -111,6 +117,13 @@ pub async fn run(
     answering.spawn(pump::run(daemon.clone(), changes));
     loops.spawn(jobs::runner::run(daemon.clone(), work.clone()));
     loops.spawn(scheduler::run(daemon.clone(), work.clone()));
+    answering.spawn(cluster::follow::run(daemon.clone(), doors.clone()));
+    if let Some(cluster) = &config.cluster {
+        loops.spawn(cluster::leader::run(daemon.clone(), cluster.lease, work.clone()));
+        loops.spawn(cluster::publish::run(daemon.clone(), work.clone()));
+        loops.spawn(pump::others(daemon.clone(), work.clone()));
+        answering.spawn(daemon.nodes.clone().beat(cluster.lease, doors.clone()));
+    }
     loops.spawn(pump::housekeeping(daemon.clone(), work.clone()));
     let router = http::router(daemon.clone());
     let tls = https.as_ref().map(|(_, tls)| tls.clone());
@@ -162,7 +175,8 @@ async fn build(config: Config, wiring: Wiring) -> Result<Daemon> {
     let inventory = Arc::new(Inventory::new(wiring.connector, now));
     let kv = Kv::new(wiring.store);
     tracing::info!(state = kv.location(), "state opened");
-    Daemon::new(Parts { config, kv, inventory, hub, events, audit, node: wire_up::node_name(), now }).await
+    let me = Me { name: config.node.clone(), boot: Uuid::now_v7() };
+    Daemon::new(Parts { config, kv, inventory, hub, events, audit, me, now }).await
 }
 
 async fn https(daemon: &Daemon, address: SocketAddr) -> Result<(TcpListener, listen::Tls)> {
