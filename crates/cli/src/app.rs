@@ -15,7 +15,7 @@ use virtward_hypervisor::libvirt::exit_now;
 
 use crate::{
     cli::{Cli, Command, Internal},
-    commands::{backup, completions, job, man, policy, repo, restore, serve, status, thaw_guard, token, vm},
+    commands::{backup, cluster, completions, job, man, policy, repo, restore, serve, status, thaw_guard, token, vm},
     config::{self, Settings},
     exit::{Failure, Kind},
     out,
@@ -112,6 +112,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Job(command) => job::run(&app, command).await,
             Command::Policy(command) => policy::run(&app, command).await,
             Command::Token(command) => token::run(&app, command).await,
+            Command::Cluster(command) => cluster::run(&app, command).await,
             Command::Completions(_) | Command::Man(_) | Command::Internal(_) => Ok(()),
         }
     });

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::commands::{backup, completions, job, man, policy, repo, restore, serve, status, thaw_guard, token, vm};
+use crate::commands::{
+    backup, cluster, completions, job, man, policy, repo, restore, serve, status, thaw_guard, token, vm,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -104,6 +106,9 @@ pub enum Command {
     /// Tokens for the API over HTTPS
     #[command(subcommand)]
     Token(token::Command),
+    /// Several hosts as one: nodes, tokens to join, state
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     /// Print a completion script for a shell
     Completions(completions::Args),
     /// Print or write the manual pages

@@ -34,6 +34,7 @@ use crate::{
     },
     kv::{self, Kv},
     metrics::Metrics,
+    peers::{self, Identity, Peers, Served},
     policies::Policies,
     repositories::{Entry, Repositories},
     scheduler::Planned,
@@ -52,6 +53,10 @@ pub struct Daemon {
     pub nodes: Arc<Nodes>,
     /// Who may do what to which VM.
     pub claims: Arc<Claims>,
+    /// The way to the others.
+    pub peers: Arc<Peers>,
+    /// What of this node's is served to the others.
+    pub served: Served,
     /// What the other hosts have.
     pub registry: Registry,
     /// Whether this daemon leads.
@@ -97,15 +102,17 @@ pub struct Parts {
     pub events: Events,
     pub audit: Audit,
     pub me: Me,
+    pub identity: Option<Arc<Identity>>,
     pub now: Timestamp,
 }
 
 impl Daemon {
     /// Loads what the state store has.
     pub async fn new(parts: Parts) -> Result<Self> {
-        let Parts { config, kv, inventory, hub, events, audit, me, now } = parts;
+        let Parts { config, kv, inventory, hub, events, audit, me, identity, now } = parts;
         let is_cluster = config.cluster.is_some();
         let nodes = Arc::new(Nodes::load(kv.clone(), me, is_cluster).await?);
+        let peers = Arc::new(Peers::new(nodes.clone(), identity)?);
         let claims = Arc::new(Claims::load(kv.clone(), nodes.clone()).await?);
         Ok(Self {
             registry: Registry::load(&kv, nodes.clone(), inventory.clone()).await?,
@@ -113,9 +120,11 @@ impl Daemon {
             publish: Notify::new(),
             followed: watch::Sender::new(Revision::default()),
             vms: KnownVms::load(kv.clone()).await?,
-            repositories: Repositories::load(kv.clone(), &config.repositories).await?,
+            repositories: Repositories::load(kv.clone(), &config.repositories, peers.clone()).await?,
             jobs: Arc::new(Jobs::load(kv.clone(), hub.clone(), nodes.clone(), claims.clone()).await?),
             nodes,
+            peers,
+            served: Served::default(),
             claims,
             policies: Policies::load(kv.clone()).await?,
             access: Access::load(kv.clone()).await?,
@@ -174,17 +183,31 @@ impl Daemon {
         self.registry.fleet()
     }
 
+    /// The node that serves a repository, if it is not for every node to reach by itself.
+    pub fn owner_of(&self, repository: &str) -> Option<String> {
+        let entry = self.repositories.find(Some(repository)).ok()?;
+        peers::served_by(&entry.config.location).map(|(node, _)| node.to_owned())
+    }
+
     /// This host.
     pub fn here(&self) -> Place {
         Place { node: self.nodes.me.name.clone(), host: self.host_name() }
     }
 
-    /// Where a job is to be done: a backup where its VM is, the rest here.
+    /// Where a job is to be done: a backup where its VM is, a removal where the repository is, the rest here.
     pub fn place_for(&self, new: &NewJob) -> Place {
         let fleet = self.fleet();
         let placed = new.vm.as_ref().and_then(|vm| fleet.vms.get(&vm.uuid));
         match (&new.work, placed) {
             (Work::Backup { .. }, Some(placed)) => Place { node: placed.node.clone(), host: placed.host.clone() },
+            // Others may only add to what a node serves: it deletes itself.
+            (Work::Prune { .. }, _) => match self.owner_of(&new.repository) {
+                Some(node) => {
+                    let host = fleet.hosts.get(&node).map_or_else(|| node.clone(), |host| host.name.clone());
+                    Place { node, host }
+                }
+                None => self.here(),
+            },
             _ => self.here(),
         }
     }

@@ -18,6 +18,7 @@
 )]
 
 mod access;
+pub mod admin;
 pub mod cluster;
 pub mod config;
 mod daemon;
@@ -29,6 +30,7 @@ mod jobs;
 mod journal;
 mod kv;
 mod metrics;
+mod peers;
 mod policies;
 mod pump;
 mod repositories;
@@ -66,6 +68,7 @@ use crate::{
     http::listen,
     hub::Hub,
     kv::Kv,
+    peers::Identity,
     wire_up::Wiring,
 };
 
@@ -77,6 +80,8 @@ pub type Reload = Arc<dyn Fn() -> std::result::Result<Config, String> + Send + S
 pub struct Listening {
     /// Address of HTTPS, with the port that it got.
     pub https: Option<SocketAddr>,
+    /// Address where peers are answered.
+    pub peers: Option<SocketAddr>,
     /// Fingerprint of the certificate.
     pub certificate_sha256: Option<String>,
 }
@@ -99,7 +104,12 @@ pub async fn run(
         Some(address) => Some(https(&daemon, address).await?),
         None => None,
     };
+    let peers = match config.cluster.as_ref().and_then(|cluster| cluster.listen).zip(daemon.peers.identity()) {
+        Some((address, identity)) => Some((peer_listener(address, &identity).await?, identity)),
+        None => None,
+    };
     let listening = Listening {
+        peers: peers.as_ref().and_then(|((listener, _), _)| listener.local_addr().ok()),
         https: https.as_ref().and_then(|(listener, _)| listener.local_addr().ok()),
         certificate_sha256: daemon.certificate.read().unwrap_or_else(PoisonError::into_inner).clone(),
     };
@@ -132,6 +142,17 @@ pub async fn run(
     answering.spawn(listen::unix(socket, router.clone(), doors.clone()));
     if let Some((listener, tls)) = https {
         answering.spawn(listen::https(listener, tls, router, doors.clone()));
+    }
+    if let Some(((listener, tls), identity)) = peers {
+        answering.spawn(listen::peers(listener, tls.clone(), peers::router(daemon.clone()), doors.clone()));
+        let (changed, of) = (daemon.clone(), identity.clone());
+        let changed = move || {
+            peers::renew(&tls, &of);
+            if let Err(problem) = changed.peers.renew() {
+                tracing::error!(%problem, "calls to other nodes go on as they did");
+            }
+        };
+        loops.spawn(peers::identity::keep(daemon.clone(), identity, changed, work.clone()));
     }
     daemon.events.add(Note::new(Severity::Info, "daemon-started", "the daemon started"));
     notify(&[NotifyState::Ready]);
@@ -176,7 +197,20 @@ async fn build(config: Config, wiring: Wiring) -> Result<Daemon> {
     let kv = Kv::new(wiring.store);
     tracing::info!(state = kv.location(), "state opened");
     let me = Me { name: config.node.clone(), boot: Uuid::now_v7() };
-    Daemon::new(Parts { config, kv, inventory, hub, events, audit, me, now }).await
+    let identity = match &config.cluster {
+        Some(cluster) if cluster.listen.is_some() => Some(Arc::new(Identity::load(&cluster.dir)?)),
+        _ => None,
+    };
+    Daemon::new(Parts { config, kv, inventory, hub, events, audit, me, identity, now }).await
+}
+
+async fn peer_listener(address: SocketAddr, identity: &Identity) -> Result<(TcpListener, listen::Tls)> {
+    let tls = peers::listen(identity)?;
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        Problem::new(Code::Busy, format!("cannot listen on {address} for peers: {error}"))
+            .hint("choose another address with listen in [cluster] of the configuration")
+    })?;
+    Ok((listener, Arc::new(RwLock::new(tls))))
 }
 
 async fn https(daemon: &Daemon, address: SocketAddr) -> Result<(TcpListener, listen::Tls)> {

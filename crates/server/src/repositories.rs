@@ -17,13 +17,17 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 use virtward_api::{Code, JobKind, Maintenance, Problem, RepositoryState, RepositoryUsage, UsageSample};
 use virtward_model::{PointId, RestorePoint};
-use virtward_repo::{Repository, Secret, store};
+use virtward_repo::{
+    Repository, Secret,
+    store::{self, Store, append::AppendOnly, cache::CachedStore},
+};
 
 use crate::{
     config::{DEFAULT_REPOSITORY, RepositoryConfig, SecretFile},
     failures::{self, Result, blocking},
     jobs::record::{Record, Work},
     kv::Kv,
+    peers::{self, Peers, RemoteStore},
     table::Table,
 };
 
@@ -36,6 +40,7 @@ const SAMPLE_EVERY: SignedDuration = SignedDuration::from_hours(1);
 /// All of them.
 pub struct Repositories {
     kv: Kv,
+    peers: Arc<Peers>,
     /// What is kept of each in the state store.
     pub table: Table<String, Kept>,
     /// Others wrote into these.
@@ -49,6 +54,7 @@ pub struct Repositories {
 pub struct Entry {
     /// What was said of it.
     pub config: RepositoryConfig,
+    peers: Arc<Peers>,
     opened: tokio::sync::Mutex<Option<Repository>>,
     view: Mutex<Arc<View>>,
 }
@@ -89,7 +95,7 @@ pub struct Kept {
 }
 
 impl Entry {
-    fn new(config: RepositoryConfig, kept: Kept) -> Self {
+    fn new(config: RepositoryConfig, kept: Kept, peers: Arc<Peers>) -> Self {
         let view = View {
             id: None,
             state: RepositoryState::Unknown,
@@ -99,7 +105,7 @@ impl Entry {
             holds: BTreeMap::new(),
             kept,
         };
-        Self { config, opened: tokio::sync::Mutex::default(), view: Mutex::new(Arc::new(view)) }
+        Self { config, peers, opened: tokio::sync::Mutex::default(), view: Mutex::new(Arc::new(view)) }
     }
 
     /// What is known of it.
@@ -119,8 +125,19 @@ impl Entry {
             return Ok(repository.clone());
         }
         let config = self.config.clone();
+        let remote = peers::served_by(&config.location)
+            .map(|(node, name)| Arc::new(RemoteStore::new(self.peers.clone(), node, name)));
         let repository = blocking(move || {
-            let store = store::open_with(&config.location, &config.store).map_err(|error| failures::repo(&error))?;
+            let store: Arc<dyn Store> = match (remote, &config.store.cache) {
+                (None, _) => {
+                    store::open_with(&config.location, &config.store).map_err(|error| failures::repo(&error))?
+                }
+                (Some(remote), None) => Arc::new(AppendOnly::new(remote)),
+                (Some(remote), Some(cache)) => {
+                    let cached = CachedStore::new(remote, cache).map_err(|error| failures::repo(&error))?;
+                    Arc::new(AppendOnly::new(Arc::new(cached)))
+                }
+            };
             let secret = secret(&config.secret)?;
             Repository::open(store, &secret).map_err(|error| failures::repo(&error))
         })
@@ -177,10 +194,10 @@ impl Entry {
 
 impl Repositories {
     /// Those of the configuration.
-    pub async fn load(kv: Kv, configs: &[RepositoryConfig]) -> Result<Self> {
+    pub async fn load(kv: Kv, configs: &[RepositoryConfig], peers: Arc<Peers>) -> Result<Self> {
         let table = Table::load(&kv, "/v1/repositories/").await?;
         let (stale, wake) = (Mutex::default(), Notify::new());
-        let all = Self { kv, table, stale, wake, entries: Mutex::default() };
+        let all = Self { kv, peers, table, stale, wake, entries: Mutex::default() };
         all.reconfigure(configs);
         Ok(all)
     }
@@ -224,7 +241,7 @@ impl Repositories {
                 Some(entry) if entry.config == *config => entry.clone(),
                 _ => {
                     let kept = self.table.get(&config.name).map(|kept| Kept::clone(&kept)).unwrap_or_default();
-                    Arc::new(Entry::new(config.clone(), kept))
+                    Arc::new(Entry::new(config.clone(), kept, self.peers.clone()))
                 }
             };
             next.insert(config.name.clone(), entry);

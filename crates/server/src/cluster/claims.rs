@@ -295,6 +295,10 @@ impl Claims {
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep_until(until.min(now + LOOK_EVERY)) => {}
             }
+            // News may be late, or lost with the store's contact.
+            if let Err(problem) = self.refresh(vm).await {
+                tracing::debug!(%problem, "the claims on a VM are not known");
+            }
         }
     }
 

@@ -229,6 +229,11 @@ pub async fn restore(
         return Err(Problem::new(Code::Invalid, "disk_dir: an absolute path on the host").into());
     }
     let place = restore_place(&daemon, &point, &request)?;
+    if request.dry_run && place.node != daemon.nodes.me.name {
+        let (status, answer) = daemon.peers.forward(&place.node, "/api/v1/jobs/restore", body, &who).await?;
+        let answer = crate::peers::client::good(&place.node, status, answer)?;
+        return Ok(([(axum::http::header::CONTENT_TYPE, "application/json")], answer).into_response());
+    }
     if request.dry_run {
         return Ok(ok(&plan(&daemon, &entry, &point, &request).await?)?.into_response());
     }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use virtward_api::{Code, Role};
+use virtward_api::{Code, JoinTokenMade, Role};
+use virtward_server::admin;
 
 use crate::common::{Daemon, Place};
 
@@ -111,5 +112,85 @@ async fn a_daemon_that_vanishes_is_unknown_and_finds_its_job_interrupted() {
         host(&one, "h2").await["reason"].as_str().is_some_and(|reason| reason.contains("was stopped"))
     })
     .await;
+    one.end().await;
+}
+
+async fn join_token(daemon: &Daemon) -> JoinTokenMade {
+    daemon.client.post("/api/v1/cluster/tokens", &json!({}), None).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_joins_by_a_token_backs_up_into_anothers_directory_and_is_removed() {
+    let place = Place::new().with_peers();
+    let config = place.config();
+    let cluster = config.cluster.clone().unwrap();
+    admin::found(&*place.store, &config, &cluster, "test").await.unwrap();
+    assert!(admin::found(&*place.store, &config, &cluster, "again").await.is_err(), "one authority per cluster");
+    place.vm("web1", &[], 1).await;
+    let second = Place::beside(&place, "h2", Some("node://h1/default"));
+    let one = place.start().await;
+    let status = one.get("/api/v1/cluster").await;
+    assert_eq!((&status["node"], &status["is_cluster"]), (&json!("h1"), &json!(true)), "{status}");
+    one.wait("a leader", async || one.get("/api/v1/cluster").await["leader"]["node"] == "h1").await;
+
+    // Joining: with the right token, once, and with no other.
+    let own = second.config().cluster.unwrap();
+    let made = join_token(&one).await;
+    let other = Place::new().with_peers();
+    let refused = |token: String, at: String, name: &'static str, own: virtward_server::config::ClusterConfig| async move {
+        admin::join(&token, &at, name, &own).await.unwrap_err().detail
+    };
+    let wrong = Place::new().with_peers().config().cluster.unwrap();
+    let forged = made.token.replace("vwj1.", "vwj1.AAAA");
+    assert!(refused(forged[..made.token.len()].to_owned(), made.address.clone(), "h3", wrong.clone()).await.len() > 10);
+    assert!(refused(made.token.clone(), made.address.clone(), "h 3", wrong.clone()).await.contains("name of a node"));
+    assert!(refused(made.token.clone(), made.address.clone(), "h1", wrong.clone()).await.contains("already"));
+    admin::join(&made.token, &made.address, "h2", &own).await.unwrap();
+    assert!(refused(made.token.clone(), made.address.clone(), "h3", wrong.clone()).await.contains("used by h2"));
+    drop(other);
+
+    // A directory on one node serves the other, which puts and reads, and leaves removal to its owner.
+    second.vm("web2", &[], 8).await;
+    let two = second.start().await;
+    two.wait("the other", async || two.get("/api/v1/cluster").await["nodes"][0]["is_there"] == true).await;
+    let policy = json!({"policy": {"name": "p", "repository": "default", "select": {"any": ["name:web2"]},
+        "schedule": {"cron": "* * * * *", "time_zone": "UTC"}, "retention": {"keep_last": 1}}});
+    two.backup("web2").await;
+    one.wait("the restore point", async || one.get("/api/v1/points").await["total"] == 1).await;
+    let job = two.post("/api/v1/jobs/verify", json!({})).await;
+    assert_eq!(two.ended(job["id"].as_str().unwrap()).await["state"], "succeeded");
+    let made: Result<Value, _> = one.client.put("/api/v1/policies/p", &policy, None).await;
+    made.unwrap();
+    let restore = json!({"point": "web2@latest", "name": "copy", "dry_run": true,
+        "disk_dir": two.place.path("disks").display().to_string()});
+    std::fs::create_dir(two.place.path("disks")).unwrap();
+    let plan = one.post("/api/v1/jobs/restore", restore).await;
+    assert_eq!(plan["host"], "h2", "only that host can tell: {plan}");
+
+    // Removed: it starts nothing, and nobody answers it.
+    one.fails("DELETE", "/api/v1/cluster/nodes/h9", None, Code::NotFound).await;
+    one.client.delete("/api/v1/cluster/nodes/h2").await.unwrap();
+    two.wait("its removal", async || {
+        let warnings = two.get("/api/v1/cluster").await["warnings"].to_string();
+        warnings.contains("not a member")
+    })
+    .await;
+    let job = two.post("/api/v1/jobs/backup", json!({ "vm": "web2" })).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(two.get(&format!("/api/v1/jobs/{}", job["id"].as_str().unwrap())).await["state"], "queued");
+    assert_eq!(one.get("/api/v1/hosts").await["total"], 1);
+    let place = two.end().await;
+    let again = place.config();
+    let wiring = virtward_server::wire_up::Wiring {
+        connector: std::sync::Arc::new(crate::common::SimConnector {
+            host: place.sim.clone(),
+            reach: place.reach.clone(),
+        }),
+        store: place.store.clone(),
+    };
+    let (sender, _ready) = tokio::sync::oneshot::channel();
+    let reload: virtward_server::Reload = std::sync::Arc::new(|| Err("no".into()));
+    let started = virtward_server::run(again, wiring, reload, virtward_engine::Cancel::default(), sender).await;
+    assert!(started.unwrap_err().detail.contains("no node of this cluster"));
     one.end().await;
 }

@@ -67,6 +67,10 @@ pub struct Place {
     pub is_cluster: bool,
     /// Where the repositories are, if not in `dir`.
     shared: Option<PathBuf>,
+    /// The repository, if it is not a directory.
+    location: Option<String>,
+    /// Where peers are answered.
+    pub peers: Option<std::net::SocketAddr>,
     defined: Mutex<Vec<String>>,
 }
 
@@ -96,6 +100,8 @@ impl Place {
             node: "h1",
             is_cluster: false,
             shared: None,
+            location: None,
+            peers: None,
             defined: Mutex::default(),
         }
     }
@@ -113,6 +119,23 @@ impl Place {
             assert!(one.store.txn(Vec::new(), vec![put]).await.unwrap().succeeded);
         }
         (one, two)
+    }
+
+    /// This place with peers: it answers at a port that was free a moment ago.
+    pub fn with_peers(mut self) -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        self.is_cluster = true;
+        self.peers = Some(std::net::SocketAddr::from(([127, 0, 0, 1], port)));
+        self
+    }
+
+    /// A second host, with a state that is the same and a repository that is `of`.
+    pub fn beside(other: &Self, node: &'static str, of: Option<&str>) -> Self {
+        let mut place = Self::new().with_peers();
+        (place.node, place.sim) = (node, SimWorld::new().host(node));
+        place.store = other.store.clone();
+        place.location = of.map(str::to_owned);
+        place
     }
 
     /// The same VMs on a host that nobody is connected to.
@@ -149,7 +172,10 @@ impl Place {
     pub fn config(&self) -> Config {
         let repository = |name: &&'static str| RepositoryConfig {
             name: (*name).into(),
-            location: self.shared.as_deref().unwrap_or(self.dir.path()).join(name).display().to_string(),
+            location: self
+                .location
+                .clone()
+                .unwrap_or_else(|| self.shared.as_deref().unwrap_or(self.dir.path()).join(name).display().to_string()),
             store: store::StoreOptions::default(),
             secret: SecretFile::Key(self.path("key")),
         };
@@ -169,8 +195,8 @@ impl Place {
             stop_timeout: Duration::from_secs(10),
             node: self.node.into(),
             cluster: self.is_cluster.then(|| ClusterConfig {
-                listen: None,
-                address: None,
+                listen: self.peers,
+                address: self.peers.map(|address| address.to_string()),
                 etcd: Etcd::default(),
                 dir: self.path("cluster"),
                 lease: Duration::from_secs(1),
@@ -198,7 +224,7 @@ impl Place {
             .wait("the inventory", async || {
                 let hosts: Value = daemon.get("/api/v1/hosts").await;
                 let hosts = hosts["items"].as_array().unwrap();
-                hosts.iter().any(|host| host["is_local"] == true && host["state"] == "up")
+                hosts.iter().any(|host| host["name"] == daemon.place.node && host["state"] == "up")
             })
             .await;
         daemon
