@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, cluster, completions, job, man, policy, repo, restore, serve, status, thaw_guard, token, vm,
+    backup, cluster, completions, hook, job, man, policy, repo, restore, serve, status, thaw_guard, token, vm,
 };
 
 const EXAMPLES: &str = "\
@@ -113,6 +113,9 @@ pub enum Command {
     Completions(completions::Args),
     /// Print or write the manual pages
     Man(man::Args),
+    /// Answers to libvirt's questions
+    #[command(subcommand, hide = true)]
+    Hook(hook::Command),
     /// Helpers that virtward starts by itself
     #[command(subcommand, hide = true)]
     Internal(Internal),

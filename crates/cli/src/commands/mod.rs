@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod cluster;
 pub mod completions;
+pub mod hook;
 pub mod job;
 pub mod man;
 pub mod policy;
