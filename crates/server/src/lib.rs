@@ -94,7 +94,10 @@ pub async fn run(
     stop: Cancel,
     ready: oneshot::Sender<Listening>,
 ) -> Result<()> {
-    let daemon = Arc::new(build(config, wiring).await?);
+    let daemon = tokio::select! {
+        daemon = build(config, wiring) => Arc::new(daemon?),
+        () = stop.cancelled() => return Ok(()),
+    };
     let config = daemon.config();
     let socket = listen::bind_unix(&config.socket).map_err(|error| {
         Problem::new(Code::Busy, format!("cannot listen on {}: {error}", config.socket.display()))
@@ -130,6 +133,7 @@ pub async fn run(
     answering.spawn(cluster::follow::run(daemon.clone(), doors.clone()));
     if let Some(cluster) = &config.cluster {
         loops.spawn(cluster::leader::run(daemon.clone(), cluster.lease, work.clone()));
+        loops.spawn(cluster::oversight::run(daemon.clone(), work.clone()));
         loops.spawn(cluster::publish::run(daemon.clone(), work.clone()));
         loops.spawn(pump::others(daemon.clone(), work.clone()));
         answering.spawn(daemon.nodes.clone().beat(cluster.lease, doors.clone()));
@@ -195,6 +199,7 @@ async fn build(config: Config, wiring: Wiring) -> Result<Daemon> {
     }
     let inventory = Arc::new(Inventory::new(wiring.connector, now));
     let kv = Kv::new(wiring.store);
+    usable(&kv, config.cluster.is_some()).await?;
     tracing::info!(state = kv.location(), "state opened");
     let me = Me { name: config.node.clone(), boot: Uuid::now_v7() };
     let identity = match &config.cluster {
@@ -202,6 +207,25 @@ async fn build(config: Config, wiring: Wiring) -> Result<Daemon> {
         _ => None,
     };
     Daemon::new(Parts { config, kv, inventory, hub, events, audit, me, identity, now }).await
+}
+
+/// Waits until the state can be used. A cluster's may be away when hosts start after a power cut; that of one host is here
+/// or is not.
+async fn usable(kv: &Kv, is_cluster: bool) -> Result<()> {
+    loop {
+        match virtward_cluster::state::restoring(&*kv.store()).await {
+            Ok(false) => return Ok(()),
+            Ok(true) => {
+                return Err(Problem::new(Code::StateUnavailable, "a restore of the state has not ended")
+                    .hint("run virtward cluster restore-state again"));
+            }
+            Err(error) if is_cluster && error.is_retryable() => {
+                tracing::warn!(%error, "waiting for the cluster's state");
+                tokio::time::sleep(Duration::from_secs(3)).await;
+            }
+            Err(error) => return Err(failures::state(&error)),
+        }
+    }
 }
 
 async fn peer_listener(address: SocketAddr, identity: &Identity) -> Result<(TcpListener, listen::Tls)> {

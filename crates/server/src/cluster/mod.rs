@@ -14,4 +14,5 @@ pub mod fleet;
 pub mod follow;
 pub mod leader;
 pub mod nodes;
+pub mod oversight;
 pub mod publish;

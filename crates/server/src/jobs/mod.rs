@@ -460,6 +460,26 @@ impl Jobs {
         Ok(Some(record))
     }
 
+    /// Tells a job of a daemon that is gone as interrupted. Should it go on after all, its result takes the place of this.
+    pub async fn presume_interrupted(&self, id: Uuid, message: String) -> Result<()> {
+        let hint = Some("the scheduler runs a policy's backup again; ask for another one again".to_owned());
+        let error = JobError { code: Code::Interrupted, message, hint, retry_at: None };
+        match self.finish_as_known(id, JobState::Interrupted, Some(error), None).await? {
+            Some(_) => Ok(()),
+            None => self.refresh(id).await,
+        }
+    }
+
+    /// Gives a job that waits to another node.
+    pub async fn move_to(&self, id: Uuid, place: Place) -> Result<()> {
+        let moved = self.update(id, None, |record| {
+            record.job.host = place.host;
+            record.node = place.node;
+            record.job.waiting_for = None;
+        });
+        moved.await.map(|_| ())
+    }
+
     /// Adds to the log of a running job.
     fn note(&self, id: Uuid, level: LogLevel, message: String) {
         if let Some(live) = self.live().get_mut(&id) {

@@ -17,7 +17,7 @@ use virtward_model::{Policy, Seconds};
 use super::{
     Live, exec,
     observer::Watch,
-    record::{NewJob, Record, Work},
+    record::{NewJob, Place, Record, Work},
 };
 use crate::{
     cluster::claims::{self, Answer},
@@ -173,14 +173,9 @@ async fn moves_on(daemon: &Daemon, record: &Record) -> bool {
     if placed.node == record.node {
         return false;
     }
-    let (node, host) = (placed.node.clone(), placed.host.clone());
-    let moved = daemon.jobs.update(record.job.id, None, |record| {
-        record.job.host = host;
-        record.node = node;
-        record.job.waiting_for = None;
-    });
-    match moved.await {
-        Ok(_) => true,
+    let place = Place { node: placed.node.clone(), host: placed.host.clone() };
+    match daemon.jobs.move_to(record.job.id, place).await {
+        Ok(()) => true,
         Err(problem) => {
             tracing::warn!(job = %record.job.id, %problem, "a job could not follow its VM to another host");
             false
