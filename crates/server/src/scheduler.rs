@@ -70,7 +70,7 @@ pub async fn once(daemon: &Arc<Daemon>, since: Timestamp) -> Option<Timestamp> {
     let input = input(daemon, since);
     let (starts, report) = schedule::plan(&input, now);
     // Until the first complete look it is not known what there is, and nothing may start on what is not known.
-    let is_complete = daemon.inventory.world().is_complete;
+    let is_complete = daemon.fleet().hosts.values().any(|host| host.is_complete);
     let guard = daemon.leader.guard().ok().filter(|_| !daemon.nodes.is_removed());
     let broken = schedule::lint::check(&input, now, &starts, &report);
     if !broken.is_empty() {

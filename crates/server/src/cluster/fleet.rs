@@ -209,6 +209,12 @@ impl Registry {
             let host = FleetHost { name: record.host.name.clone(), state, is_complete: record.is_complete };
             fleet.hosts.insert(node, host);
         }
+        if !world.is_complete {
+            // Before the first look, what this host had when its daemon last ran is the best that is known.
+            for ((_, uuid), row) in self.vms.all().into_iter().filter(|((node, _), _)| node == me) {
+                fleet.vms.entry(uuid).or_insert_with(|| place(&row.view));
+            }
+        }
         // When each of this daemon's own changed is in what it published.
         let rows = self.vms.all();
         let own_changed: BTreeMap<Uuid, Timestamp> =

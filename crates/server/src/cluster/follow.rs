@@ -71,9 +71,9 @@ async fn session(daemon: &Arc<Daemon>) -> Result<()> {
                 return Ok(());
             }
             // Nothing happens, or nobody answers: a watch alone cannot tell.
-            Err(_) => match daemon.kv.listing("/v1/leader").await {
+            Err(_) => match daemon.kv.store().get(b"/v1/leader").await {
                 Ok(_) => contact(daemon, None),
-                Err(problem) => contact(daemon, Some(problem.detail)),
+                Err(error) => contact(daemon, Some(error.to_string())),
             },
         }
     }
@@ -198,7 +198,8 @@ fn claim(daemon: &Arc<Daemon>, changed: Changed<uuid::Uuid, super::claims::Held>
 fn policy(daemon: &Arc<Daemon>, changed: Changed<String, crate::policies::Stored>) {
     let (Changed::Put(name, _) | Changed::Deleted(name)) = changed;
     daemon.policies.news(&name);
-    daemon.hub.send("policies", "policy", &serde_json::json!({ "name": name }));
+    let revision = daemon.policies.table.get(&name).map(|stored| stored.revision);
+    daemon.hub.send("policies", "policy", &serde_json::json!({ "name": name, "revision": revision }));
 }
 
 fn repository(daemon: &Arc<Daemon>, changed: Changed<String, crate::repositories::Kept>) {

@@ -273,16 +273,19 @@ impl Nodes {
             return Err(Problem::new(Code::NotFound, format!("there is no node {name}"))
                 .hint("virtward cluster status shows the nodes"));
         };
-        let ops = vec![Op::delete(key), Op::delete(presence_key(name)), Op::delete(format!("/v1/hosts/{name}"))];
+        let ops = vec![
+            Op::delete(key),
+            Op::delete(presence_key(name)),
+            Op::delete(format!("/v1/hosts/{name}")),
+            Op::delete(format!("/v1/progress/{name}")),
+        ];
         let compares = vec![entry.unchanged()];
         if self.kv.commit(compares, ops).await?.is_none() {
             return Err(failures::changed(&format!("node {name}")));
         }
-        for prefix in [format!("/v1/inventory/{name}/"), format!("/v1/progress/{name}")] {
-            let keys = self.kv.listing(&prefix).await?.entries;
-            let keys: Vec<String> = keys.iter().map(|entry| String::from_utf8_lossy(&entry.key).into_owned()).collect();
-            self.kv.delete(&keys).await?;
-        }
+        let keys = self.kv.listing(&format!("/v1/inventory/{name}/")).await?.entries;
+        let keys: Vec<String> = keys.iter().map(|entry| String::from_utf8_lossy(&entry.key).into_owned()).collect();
+        self.kv.delete(&keys).await?;
         Ok(record)
     }
 }

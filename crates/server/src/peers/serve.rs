@@ -64,13 +64,14 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/peer/v1/store/{repository}/abandon", post(store_server::abandon))
         .route("/peer/v1/store/{repository}/delete", post(store_server::delete))
         .layer(DefaultBodyLimit::max(BLOCK_BYTES_MAX))
-        .layer(middleware::from_fn_with_state(daemon.clone(), members_only))
-        .with_state(daemon.clone());
+        .with_state(daemon.clone())
+        .merge(crate::http::router(daemon.clone()))
+        .layer(middleware::from_fn_with_state(daemon.clone(), members_only));
     let newcomers = Router::new()
         .route("/peer/v1/join", post(join::admit))
         .layer(middleware::from_fn_with_state(daemon.clone(), not_too_often))
-        .with_state(daemon.clone());
-    members.merge(newcomers).merge(crate::http::router(daemon))
+        .with_state(daemon);
+    members.merge(newcomers)
 }
 
 async fn ping(State(daemon): State<Arc<Daemon>>) -> Answer {
