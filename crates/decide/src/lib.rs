@@ -2,6 +2,7 @@
 //! every decision can be tested, replayed and explained.
 
 pub mod arbiter;
+pub mod migration;
 pub mod pointref;
 pub mod policy;
 pub mod readplan;
