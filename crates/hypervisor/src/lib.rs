@@ -39,6 +39,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn managed_save_remove(&self, _vm: Uuid) -> Result<bool> {
         Ok(false)
     }
+    /// Whether an inactive domain would resume from saved memory.
+    async fn managed_save(&self, _vm: Uuid) -> Result<bool> {
+        Ok(false)
+    }
     /// Starts an inactive domain, paused if asked.
     async fn start(&self, vm: Uuid, options: StartOptions) -> Result<()>;
     /// Asks the guest to shut down (ACPI or agent); returns when asked, not when done.

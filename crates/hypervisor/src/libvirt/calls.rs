@@ -107,6 +107,10 @@ impl Hypervisor for Libvirt {
         .await
     }
 
+    async fn managed_save(&self, vm: Uuid) -> Result<bool> {
+        self.call(READ, "look for saved memory of", vm, |_, d| Ok(d.has_managed_save()?)).await
+    }
+
     async fn managed_save_remove(&self, vm: Uuid) -> Result<bool> {
         self.call(CHANGE, "discard the saved memory of", vm, |_, d| {
             let saved = d.has_managed_save()?;
@@ -291,7 +295,8 @@ impl Hypervisor for Libvirt {
                 params.u64("bandwidth", spec.bandwidth_bytes_s)?;
             }
             let reuse = if spec.reuse { v::VIR_DOMAIN_BLOCK_COPY_REUSE_EXT } else { 0 };
-            let flags = reuse | v::VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB;
+            // The guest cannot write faster than the copy follows.
+            let flags = reuse | v::VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB | v::VIR_DOMAIN_BLOCK_COPY_SYNCHRONOUS_WRITES;
             Ok(d.block_copy(&target, &xml::block_copy(&spec), &params, flags)?)
         })
         .await

@@ -208,13 +208,14 @@ pub async fn plan_migration(env: &Env, vm: &str, to: &Destination, options: &Mig
 }
 
 fn planned(snapshot: &Snapshot, checked: Checked) -> MigrationPlan {
+    let possible = blockers(&checked.findings).next().is_none();
     MigrationPlan {
         vm: snapshot.vm.clone(),
         uuid: snapshot.uuid,
         from: snapshot.source.name.clone(),
         to: snapshot.destination.name.clone(),
         state: snapshot.state,
-        possible: blockers(&checked.findings).next().is_none(),
+        possible,
         findings: checked.findings,
         copy: checked.copy,
         memory_bytes: snapshot.machine.memory_bytes,
