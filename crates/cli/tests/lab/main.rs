@@ -11,6 +11,7 @@ mod backup;
 mod daemon;
 mod guest;
 mod interrupted;
+mod migrate;
 mod remote;
 mod repository;
 mod restore;

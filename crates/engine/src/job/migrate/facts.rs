@@ -147,18 +147,27 @@ async fn directory(here: &dyn Hypervisor, there: &dyn Hypervisor, path: &str) ->
     if let Err(error) = here.volume_create(&probe, "raw", 0).await {
         return Ok(Directory::Unknown(error.message));
     }
-    // Looking is not enough: a network file system may remember for a while what was not there.
-    let made = there.volume_create(&probe, "raw", 0).await;
+    let seen = probe_there(there, &probe).await;
     let _ = here.volume_remove(&probe).await;
-    match made {
+    seen
+}
+
+/// Looking is not enough: a network file system may remember for a while what was not there.
+async fn probe_there(there: &dyn Hypervisor, probe: &str) -> Result<Directory> {
+    match there.volume_create(probe, "raw", 0).await {
         Ok(()) => {
-            let _ = there.volume_remove(&probe).await;
+            let _ = there.volume_remove(probe).await;
             Ok(Directory::Separate)
         }
         Err(error) if error.kind == ErrorKind::Unreachable => Err(Error::hyper("look at the destination")(error)),
         Err(error) if error.message.contains("exist") && !error.message.contains("not exist") => Ok(Directory::Shared),
         Err(error) if error.message.contains("No such file") => Ok(Directory::Separate),
-        Err(error) => Ok(Directory::Unknown(error.message)),
+        // A directory that cannot be written to, there, can be looked into.
+        Err(error) => Ok(match there.volume(probe).await {
+            Ok(Some(_)) => Directory::Shared,
+            Ok(None) => Directory::Separate,
+            Err(_) => Directory::Unknown(error.message),
+        }),
     }
 }
 
