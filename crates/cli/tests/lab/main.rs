@@ -11,7 +11,6 @@ mod backup;
 mod daemon;
 mod guest;
 mod interrupted;
-mod migrate;
 mod remote;
 mod repository;
 mod restore;

@@ -314,8 +314,8 @@ fn networks(s: &Snapshot) -> Vec<Finding> {
         let check = check.trim_end().to_owned();
         let (kind, name, known) = match &nic.link {
             Link::Network(name) => ("network", name, Some(there.networks.contains(name))),
-            Link::Bridge(name) => ("bridge", name, there.links.as_ref().map(|links| links.contains(name))),
-            Link::Device(name) => ("device", name, there.links.as_ref().map(|links| links.contains(name))),
+            Link::Bridge(name) => ("bridge", name, has_link(s, name)),
+            Link::Device(name) => ("device", name, has_link(s, name)),
             Link::Other(_) => return None,
         };
         Some(match known {
@@ -331,6 +331,14 @@ fn networks(s: &Snapshot) -> Vec<Finding> {
         })
     });
     looked.collect()
+}
+
+/// Whether the destination has a network device. A host that does not tell of what a VM is plugged into right now does
+/// not tell everything (network namespaces, bridges of other kinds), and so its silence proves nothing.
+fn has_link(s: &Snapshot, name: &String) -> Option<bool> {
+    let there = s.destination.links.as_ref().is_some_and(|links| links.contains(name));
+    let told = s.source.links.as_ref().is_some_and(|links| links.contains(name));
+    (there || told && s.destination.links.is_some()).then_some(there)
 }
 
 fn memory(s: &Snapshot) -> Finding {
@@ -496,6 +504,18 @@ mod tests {
         s.disks[0].seen = Seen::Unknown("no pool can be opened".into());
         let checked = check(&s, with_storage);
         assert_eq!((blockers(&checked.findings).count(), checked.proved_shared), (0, false));
+    }
+
+    #[test]
+    fn a_bridge_counts_as_missing_only_where_hosts_tell_of_bridges() {
+        let mut s = good();
+        s.machine.nics[0].link = Link::Bridge("br0".into());
+        assert_eq!(blockers(&check(&s, Wishes::default()).findings).count(), 0);
+        s.destination.links = Some(vec!["eth0".into()]);
+        assert!(barred(&s, Wishes::default()).contains("has no active bridge br0; set up bridge br0 there"));
+        s.source.links = Some(vec!["eth0".into()]);
+        let checked = check(&s, Wishes::default());
+        assert!(checked.findings.iter().any(|f| f.level == Level::Warning && f.text.contains("not known whether h2")));
     }
 
     #[test]
