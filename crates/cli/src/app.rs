@@ -16,7 +16,7 @@ use virtward_hypervisor::libvirt::exit_now;
 use crate::{
     cli::{Cli, Command, Internal},
     commands::{
-        backup, completions, host, job, man, policy, repo, restore, serve, status, storage, thaw_guard, token, vm,
+        backup, completions, hook, host, job, man, policy, repo, restore, serve, status, storage, thaw_guard, token, vm,
     },
     config::{self, Settings},
     exit::{Failure, Kind},
@@ -86,6 +86,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         // These need neither settings nor a runtime, and must work where nothing else does.
         Command::Completions(args) => return completions::run(args),
         Command::Man(args) => return man::run(args),
+        Command::Hook(command) => return hook::run(command),
         Command::Internal(Internal::ThawGuard(args)) => return thaw_guard::run(&cli.global, args),
         _ => {}
     }
@@ -116,7 +117,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Job(command) => job::run(&app, command).await,
             Command::Policy(command) => policy::run(&app, command).await,
             Command::Token(command) => token::run(&app, command).await,
-            Command::Completions(_) | Command::Man(_) | Command::Internal(_) => Ok(()),
+            Command::Completions(_) | Command::Man(_) | Command::Hook(_) | Command::Internal(_) => Ok(()),
         }
     });
     // Blocking calls that nobody waits for any more must not hold the exit up.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, completions, host, job, man, policy, repo, restore, serve, status, storage, thaw_guard, token, vm,
+    backup, completions, hook, host, job, man, policy, repo, restore, serve, status, storage, thaw_guard, token, vm,
 };
 
 const EXAMPLES: &str = "\
@@ -116,6 +116,9 @@ pub enum Command {
     Completions(completions::Args),
     /// Print or write the manual pages
     Man(man::Args),
+    /// Answers to libvirt's questions
+    #[command(subcommand, hide = true)]
+    Hook(hook::Command),
     /// Helpers that virtward starts by itself
     #[command(subcommand, hide = true)]
     Internal(Internal),

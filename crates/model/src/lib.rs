@@ -1,4 +1,5 @@
-//! The nouns that every other crate speaks: units, virtual machines and their disks, restore points, policies.
+//! The nouns that every other crate speaks: units, virtual machines and their disks, restore points, policies,
+//! the world that placements decide on.
 //!
 //! Plain data with parsing, formatting and serialisation. No I/O, no clock, no decisions.
 
@@ -11,6 +12,7 @@ pub mod select;
 pub mod time;
 pub mod units;
 pub mod vm;
+pub mod world;
 
 pub use age::{Age, ParseAgeError};
 pub use machine::{CpuAsk, CpuFit, DiskUse, Fit, HostOffer, Link, Machine, Nic, Pool, Tie, TieKind, Volume};

@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod completions;
+pub mod hook;
 pub mod host;
 pub mod job;
 pub mod man;
