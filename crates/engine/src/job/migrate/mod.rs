@@ -51,7 +51,7 @@ pub struct Destination {
 }
 
 /// Options of [`migrate_vm`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct MigrateOptions {
     /// What the pace is decided by.
     pub pace: pace::Policy,
@@ -75,24 +75,6 @@ pub struct MigrateOptions {
     pub apart: Vec<String>,
     /// Why the destination takes no VMs now.
     pub closed: Option<String>,
-}
-
-impl Default for MigrateOptions {
-    fn default() -> Self {
-        Self {
-            pace: pace::Policy::default(),
-            bandwidth: None,
-            with_storage: false,
-            unsafe_cache: false,
-            parallel: 0,
-            compression: None,
-            tls: false,
-            tls_name: None,
-            backups_give_way: false,
-            apart: Vec::new(),
-            closed: None,
-        }
-    }
 }
 
 /// What a migration would do, and what stands in its way.

@@ -57,13 +57,12 @@ pub(super) async fn settle(run: &mut Run<'_>, driven: &Driven) -> Result<Place> 
             (Says::Runs, Says::Absent | Says::Off) => return Ok(Place::Here),
             (Says::Runs, Says::Unknown) if failed => return Ok(Place::Here),
             (Says::Paused, Says::Absent | Says::Off) if !ran => return Ok(Place::Here),
-            (Says::Paused, Says::Absent | Says::Off) if failed => {
-                // libvirt lets it go on by itself; if it cannot, this does.
-                if run.here().resume(run.vm.uuid).await.is_ok() {
-                    run.warn(format!("{} had been left paused here and goes on", run.vm.name));
-                }
-            }
             _ => {}
+        }
+        // libvirt lets a VM go on that did not get away; if it could not, this does.
+        let stuck = failed && here == Says::Paused && matches!(there, Says::Absent | Says::Off);
+        if stuck && run.here().resume(run.vm.uuid).await.is_ok() {
+            run.warn(format!("{} had been left paused here and goes on", run.vm.name));
         }
         if Instant::now() > deadline {
             return Err(uncertain(run, here, there));
