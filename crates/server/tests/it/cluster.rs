@@ -47,7 +47,7 @@ async fn any_daemon_shows_all_and_takes_requests_for_all() {
 
     // What is changed at one holds at the other.
     let policy = json!({"policy": {"name": "gold", "repository": "default", "select": {"any": ["tag:gold"]},
-        "schedule": {"cron": "0 3 * * *", "time_zone": "UTC"}}});
+        "schedule": {"cron": "0 3 * * *", "time-zone": "UTC"}}});
     let made: Result<Value, _> = one.client.put("/api/v1/policies/gold", &policy, None).await;
     made.unwrap();
     two.wait("the policy", async || {
@@ -154,7 +154,7 @@ async fn a_host_joins_by_a_token_backs_up_into_anothers_directory_and_is_removed
     let two = second.start().await;
     two.wait("the other", async || two.get("/api/v1/cluster").await["nodes"][0]["is_there"] == true).await;
     let policy = json!({"policy": {"name": "p", "repository": "default", "select": {"any": ["name:web2"]},
-        "schedule": {"cron": "* * * * *", "time_zone": "UTC"}, "retention": {"keep_last": 1}}});
+        "schedule": {"cron": "* * * * *", "time-zone": "UTC"}, "retention": {"keep-last": 1}}});
     two.backup("web2").await;
     one.wait("the restore point", async || one.get("/api/v1/points").await["total"] == 1).await;
     let job = two.post("/api/v1/jobs/verify", json!({})).await;
