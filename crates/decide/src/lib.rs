@@ -5,6 +5,7 @@ pub mod admission;
 pub mod arbiter;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod migration;
 pub mod placement;
 pub mod pointref;
 pub mod policy;

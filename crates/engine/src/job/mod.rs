@@ -1,6 +1,9 @@
 //! Finite jobs. Each is a saga whose steps are idempotent: a killed run is cleaned up by the next one.
 
 pub mod backup;
+pub mod drain;
+pub mod migrate;
+pub mod move_disk;
 pub mod restore;
 
 /// Reads a definition, whatever it is, in every way in which jobs read definitions; for fuzzing.
