@@ -3,6 +3,7 @@
 
 pub mod admission;
 pub mod arbiter;
+pub mod assign;
 pub mod placement;
 pub mod pointref;
 pub mod policy;
