@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::commands::{backup, completions, job, man, policy, repo, restore, serve, status, thaw_guard, token, vm};
+use crate::commands::{
+    backup, completions, hook, job, man, policy, repo, restore, serve, status, thaw_guard, token, vm,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -108,6 +110,9 @@ pub enum Command {
     Completions(completions::Args),
     /// Print or write the manual pages
     Man(man::Args),
+    /// Answers to libvirt's questions
+    #[command(subcommand, hide = true)]
+    Hook(hook::Command),
     /// Helpers that virtward starts by itself
     #[command(subcommand, hide = true)]
     Internal(Internal),

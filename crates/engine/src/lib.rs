@@ -12,6 +12,7 @@ mod cancel;
 pub mod collect;
 mod env;
 mod error;
+pub mod ha;
 mod image;
 pub mod job;
 mod lock;

@@ -39,6 +39,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn managed_save_remove(&self, _vm: Uuid) -> Result<bool> {
         Ok(false)
     }
+    /// Whether a persistent domain starts with its host, before this call; from now on it does as `on` says.
+    async fn set_autostart(&self, _vm: Uuid, _on: bool) -> Result<bool> {
+        Ok(false)
+    }
     /// Starts an inactive domain, paused if asked.
     async fn start(&self, vm: Uuid, options: StartOptions) -> Result<()>;
     /// Asks the guest to shut down (ACPI or agent); returns when asked, not when done.

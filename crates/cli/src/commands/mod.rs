@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod completions;
+pub mod hook;
 pub mod job;
 pub mod man;
 pub mod policy;

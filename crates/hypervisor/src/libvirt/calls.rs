@@ -129,6 +129,17 @@ impl Hypervisor for Libvirt {
         self.call(URGENT, "end", vm, |_, d| Ok(d.destroy()?)).await
     }
 
+    async fn set_autostart(&self, vm: Uuid, on: bool) -> Result<bool> {
+        self.call(CHANGE, "change whether its host starts", vm, move |_, d| {
+            let was = d.autostart()?;
+            if was != on {
+                d.set_autostart(on)?;
+            }
+            Ok(was)
+        })
+        .await
+    }
+
     async fn suspend(&self, vm: Uuid) -> Result<()> {
         self.call(CHANGE, "suspend", vm, |_, d| {
             active(d)?;

@@ -97,6 +97,18 @@ impl Domain {
         check(unsafe { virt_sys::virDomainManagedSaveRemove(self.raw(), 0) }).map(drop)
     }
 
+    pub(in crate::libvirt) fn autostart(&self) -> VirResult<bool> {
+        let mut on: c_int = 0;
+        // SAFETY: the domain is valid; the number outlives the call.
+        check(unsafe { virt_sys::virDomainGetAutostart(self.raw(), &mut on) })?;
+        Ok(on != 0)
+    }
+
+    pub(in crate::libvirt) fn set_autostart(&self, on: bool) -> VirResult<()> {
+        // SAFETY: the domain is valid.
+        check(unsafe { virt_sys::virDomainSetAutostart(self.raw(), c_int::from(on)) }).map(drop)
+    }
+
     pub(in crate::libvirt) fn start(&self, flags: c_uint) -> VirResult<()> {
         // SAFETY: the domain is valid.
         check(unsafe { virt_sys::virDomainCreateWithFlags(self.raw(), flags) }).map(drop)
