@@ -4,6 +4,7 @@
 pub mod admission;
 pub mod arbiter;
 pub mod assign;
+pub mod balance;
 pub mod placement;
 pub mod pointref;
 pub mod policy;

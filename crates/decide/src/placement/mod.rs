@@ -22,7 +22,13 @@ pub use lint::{Violation, check};
 pub use pack::Impossible;
 pub use place::{Line, Outcome, Place, Placement, Purpose, Report, Request, place};
 pub use planner::{Because, Goal, Plan, PlanReport, Reason, SetAside, Step, plan};
-pub(crate) use {pack::*, place::blocked, route::*, space::*};
+pub(crate) use {
+    even::{hottest, percent},
+    pack::*,
+    place::blocked,
+    route::*,
+    space::*,
+};
 
 use serde::{Deserialize, Serialize};
 use virtward_model::world::{HostState, Resource};
