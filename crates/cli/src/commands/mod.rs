@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod completions;
 pub mod hook;
+pub mod host;
 pub mod job;
 pub mod man;
 pub mod policy;
@@ -10,6 +11,7 @@ pub mod repo;
 pub mod restore;
 pub mod serve;
 pub mod status;
+pub mod storage;
 pub mod thaw_guard;
 pub mod token;
 pub mod vm;
