@@ -19,7 +19,9 @@ lab_packages=(busybox-static cpio lz4 zstd xz-utils iproute2 nftables fdisk e2fs
     python3 python3-cryptography python3-argon2 python3-zstandard python3-lz4)
 # An SSH server and certificates, to reach libvirt as on another host; the browser that the tests of the web interface drive, and
 # a font with which Chinese can be read in it.
-test_packages=(openssh-server openssh-client openssl chromium chromium-driver fonts-noto-cjk)
+# Fence agents with a simulated BMC, and servers that are probed: a mail server, PostgreSQL.
+test_packages=(openssh-server openssh-client openssl chromium chromium-driver fonts-noto-cjk
+    fence-agents openipmi ipmitool python3-aiosmtpd postgresql)
 bench_packages=(restic borgbackup virtnbdbackup b3sum openssl)
 # These must come from one release, all in one call: mixing QEMU 7.2 of Debian 12 with parts of 10.0 removes qemu-utils.
 build_virt=(libvirt-dev)
@@ -108,6 +110,7 @@ disable_new_services() {
     for package; do
         case $package in
             etcd-server) units+=(etcd.service) ;;
+            postgresql) units+=(postgresql.service) ;;
             openssh-server) units+=(ssh.service ssh.socket) ;;
             libvirt-daemon-system)
                 units+=(libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket virtlogd.socket

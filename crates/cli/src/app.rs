@@ -15,7 +15,9 @@ use virtward_hypervisor::libvirt::exit_now;
 
 use crate::{
     cli::{Cli, Command, Internal},
-    commands::{backup, completions, job, man, policy, repo, restore, serve, status, thaw_guard, token, vm},
+    commands::{
+        backup, completions, hook, host, job, man, policy, repo, restore, serve, status, storage, thaw_guard, token, vm,
+    },
     config::{self, Settings},
     exit::{Failure, Kind},
     out,
@@ -84,6 +86,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         // These need neither settings nor a runtime, and must work where nothing else does.
         Command::Completions(args) => return completions::run(args),
         Command::Man(args) => return man::run(args),
+        Command::Hook(command) => return hook::run(command),
         Command::Internal(Internal::ThawGuard(args)) => return thaw_guard::run(&cli.global, args),
         _ => {}
     }
@@ -107,12 +110,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Backup(command) => backup::run(&app, command).await,
             Command::Restore(command) => restore::run(&app, command).await,
             Command::Vm(command) => vm::run(&app, command).await,
+            Command::Host(command) => host::run(&app, command).await,
+            Command::Storage(command) => storage::run(&app, command).await,
             Command::Serve(_) => serve::run(&app, &cli.global).await,
             Command::Status(_) => status::run(&app).await,
             Command::Job(command) => job::run(&app, command).await,
             Command::Policy(command) => policy::run(&app, command).await,
             Command::Token(command) => token::run(&app, command).await,
-            Command::Completions(_) | Command::Man(_) | Command::Internal(_) => Ok(()),
+            Command::Completions(_) | Command::Man(_) | Command::Hook(_) | Command::Internal(_) => Ok(()),
         }
     });
     // Blocking calls that nobody waits for any more must not hold the exit up.

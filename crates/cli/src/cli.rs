@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::commands::{backup, completions, job, man, policy, repo, restore, serve, status, thaw_guard, token, vm};
+use crate::commands::{
+    backup, completions, hook, host, job, man, policy, repo, restore, serve, status, storage, thaw_guard, token, vm,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -88,9 +90,15 @@ pub enum Command {
     /// Bring back a whole VM or one disk
     #[command(subcommand)]
     Restore(restore::Command),
-    /// What the hypervisor runs and whether it is protected
+    /// What the hypervisor runs and whether it is protected; move it
     #[command(subcommand)]
     Vm(vm::Command),
+    /// Empty a host, take it into service again, compare CPUs
+    #[command(subcommand)]
+    Host(host::Command),
+    /// Storage pools: their room, and emptying one
+    #[command(subcommand)]
+    Storage(storage::Command),
     /// Run the daemon of this host: schedules, API, inventory
     Serve(serve::Args),
     /// What the daemon of this host knows, at a glance
@@ -108,6 +116,9 @@ pub enum Command {
     Completions(completions::Args),
     /// Print or write the manual pages
     Man(man::Args),
+    /// Answers to libvirt's questions
+    #[command(subcommand, hide = true)]
+    Hook(hook::Command),
     /// Helpers that virtward starts by itself
     #[command(subcommand, hide = true)]
     Internal(Internal),

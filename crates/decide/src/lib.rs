@@ -1,7 +1,10 @@
 //! Pure decisions. Nothing here reads a clock, a file or a network; everything is a function of its arguments, so that
 //! every decision can be tested, replayed and explained.
 
+pub mod admission;
 pub mod arbiter;
+pub mod migration;
+pub mod placement;
 pub mod pointref;
 pub mod policy;
 pub mod readplan;

@@ -2,6 +2,8 @@
 
 pub mod backup;
 pub mod completions;
+pub mod hook;
+pub mod host;
 pub mod job;
 pub mod man;
 pub mod policy;
@@ -9,6 +11,7 @@ pub mod repo;
 pub mod restore;
 pub mod serve;
 pub mod status;
+pub mod storage;
 pub mod thaw_guard;
 pub mod token;
 pub mod vm;

@@ -104,6 +104,7 @@ impl Observer for Watch {
             Event::Done { bytes } => self.change(false, |meter| {
                 meter.progress.done_bytes = meter.progress.done_bytes.max(bytes);
             }),
+            Event::Detail(_) => {}
             Event::Warning(text) => {
                 self.jobs.note(self.id, LogLevel::Warning, text.to_owned());
                 self.change(false, |meter| {
