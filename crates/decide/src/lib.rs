@@ -6,6 +6,8 @@ pub mod arbiter;
 pub mod assign;
 pub mod balance;
 pub mod migration;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod placement;
 pub mod pointref;
 pub mod policy;

@@ -5,6 +5,8 @@
 //! `unsafe` stays inside `libvirt/ffi`. Not here: policy, retries beyond the connection, interpretation of backups.
 
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod libvirt;
 pub mod sim;
 mod types;

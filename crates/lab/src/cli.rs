@@ -44,7 +44,8 @@ pub enum Command {
 Examples:
   virtward-lab up                                 three hosts, lab name \"lab\"
   virtward-lab up --name t --hosts 1 --json
-  virtward-lab up --hosts 3 --etcd                with a three-member etcd on the hosts")]
+  virtward-lab up --hosts 3 --etcd                with a three-member etcd on the hosts
+  virtward-lab up --root /srv/debian12            with the libvirt and QEMU of another system")]
     Up(UpArgs),
     /// Show the lab: its hosts, whether they have power, where their libvirt answers.
     Status,
@@ -99,6 +100,9 @@ pub struct UpArgs {
     /// Also run etcd: a member on each of the first three hosts, or one member when there are fewer hosts.
     #[arg(long)]
     pub etcd: bool,
+    /// Take libvirt, QEMU and all other programs of the hosts from the system installed in this directory.
+    #[arg(long, env = "VIRTWARD_LAB_ROOT", value_name = "DIR")]
+    pub root: Option<PathBuf>,
 }
 
 /// Arguments of `env`.

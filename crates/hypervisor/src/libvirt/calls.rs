@@ -443,7 +443,7 @@ impl Libvirt {
 }
 
 /// The number that a freeze or thaw answers with.
-fn count(verb: &str, answer: &str) -> Result<u32> {
+pub(super) fn count(verb: &str, answer: &str) -> Result<u32> {
     let number = serde_json::from_str::<serde_json::Value>(answer).ok().and_then(|a| a.get("return")?.as_u64());
     number.and_then(|n| u32::try_from(n).ok()).ok_or_else(|| {
         Fault::new(ErrorKind::AgentUnavailable, format!("unexpected answer: {answer:.200}")).into_error(verb, "")
