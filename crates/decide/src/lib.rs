@@ -5,9 +5,9 @@ pub mod admission;
 pub mod arbiter;
 pub mod assign;
 pub mod balance;
-pub mod migration;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod migration;
 pub mod placement;
 pub mod pointref;
 pub mod policy;

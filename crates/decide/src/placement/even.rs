@@ -197,8 +197,8 @@ fn push_process(
     let (mut cost, mut fixed) = (0i64, !whole);
     for &vm in mates {
         let facts = &world.vms[vm as usize];
-        for d in 0..6 {
-            need[d] += up(space.need[vm as usize][d], scale.sizes[d]);
+        for (d, sum) in need.iter_mut().take(6).enumerate() {
+            *sum += up(space.need[vm as usize][d], scale.sizes[d]);
         }
         for r in 0..3 {
             let want = up(space.want[vm as usize][r], scale.wants[r]);
