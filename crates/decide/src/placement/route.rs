@@ -155,10 +155,8 @@ fn dependencies(space: &Space, start: &Occupancy, hops: &mut [Hop]) {
         departures[hop.from as usize].push(at as u32);
         hops_of.entry(hop.vm).or_default().push(at as u32);
     }
-    for at in 0..hops.len() {
-        if let Some(before) = last_of_vm.insert(hops[at].vm, at as u32) {
-            hops[at].after.push(before);
-        }
+    for (at, hop) in hops.iter_mut().enumerate() {
+        hop.after.extend(last_of_vm.insert(hop.vm, at as u32));
     }
     for host in 0..hosts {
         room_dependencies(space, start.used[host], host as u32, &arrivals[host], &departures[host], hops);
