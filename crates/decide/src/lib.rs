@@ -3,6 +3,8 @@
 
 pub mod admission;
 pub mod arbiter;
+pub mod assign;
+pub mod balance;
 pub mod migration;
 pub mod placement;
 pub mod pointref;
