@@ -197,14 +197,11 @@ fn push_process(
     let (mut cost, mut fixed) = (0i64, !whole);
     for &vm in mates {
         let facts = &world.vms[vm as usize];
-        for (d, sum) in need.iter_mut().take(6).enumerate() {
-            *sum += up(space.need[vm as usize][d], scale.sizes[d]);
-        }
-        for r in 0..3 {
-            let want = up(space.want[vm as usize][r], scale.wants[r]);
-            need[6 + r] += want;
-            need[9 + r] += want;
-        }
+        let sizes = space.need[vm as usize].iter().zip(&scale.sizes).map(|(&need, &average)| up(need, average));
+        let wants: Vec<i64> =
+            space.want[vm as usize].iter().zip(&scale.wants).map(|(&want, &average)| up(want, average)).collect();
+        let row = sizes.chain(wants.iter().copied()).chain(wants.iter().copied());
+        need.iter_mut().zip(row).for_each(|(to, more)| *to += more);
         let seconds = migration_seconds(facts.size.memory.0, facts.dirty_rate, evening.link);
         fixed |= facts.stuck.is_some() || seconds.is_none() || evening.fixed.contains(&facts.id);
         fixed |= start.at[vm as usize] != target.at[vm as usize];

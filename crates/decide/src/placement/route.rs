@@ -156,9 +156,7 @@ fn dependencies(space: &Space, start: &Occupancy, hops: &mut [Hop]) {
         hops_of.entry(hop.vm).or_default().push(at as u32);
     }
     for (at, hop) in hops.iter_mut().enumerate() {
-        if let Some(before) = last_of_vm.insert(hop.vm, at as u32) {
-            hop.after.push(before);
-        }
+        hop.after.extend(last_of_vm.insert(hop.vm, at as u32));
     }
     for host in 0..hosts {
         room_dependencies(space, start.used[host], host as u32, &arrivals[host], &departures[host], hops);

@@ -47,7 +47,7 @@ async fn any_daemon_shows_all_and_takes_requests_for_all() {
 
     // What is changed at one holds at the other.
     let policy = json!({"policy": {"name": "gold", "repository": "default", "select": {"any": ["tag:gold"]},
-        "schedule": {"cron": "0 3 * * *", "time-zone": "UTC"}}});
+        "schedule": {"cron": "0 3 * * *", "time-zone": "UTC"}, "retention": {"keep-last": 3}}});
     let made: Result<Value, _> = one.client.put("/api/v1/policies/gold", &policy, None).await;
     made.unwrap();
     two.wait("the policy", async || {
