@@ -3,6 +3,9 @@
 
 pub mod admission;
 pub mod arbiter;
+pub mod assign;
+pub mod balance;
+pub mod migration;
 pub mod placement;
 pub mod pointref;
 pub mod policy;

@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 
 use roxmltree::{Document, Node, ParsingOptions};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use virtward_hypervisor::{Hypervisor, XmlView};
 
@@ -26,7 +27,8 @@ const VALUES_MAX: usize = 256;
 const TEXT_BYTES_MAX: usize = 1024;
 
 /// What a domain's definition says besides its disks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Details {
     /// libvirt's title.
     pub title: Option<String>,
@@ -45,7 +47,8 @@ pub struct Details {
 }
 
 /// A network interface.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Nic {
     /// Bridge or network.
     pub source: Option<String>,

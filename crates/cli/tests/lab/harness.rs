@@ -87,9 +87,18 @@ impl Lab {
         Self { name, dir, hosts: Value::Null, keyed, mounts: Vec::new() }
     }
 
-    fn start_with(mut self, hosts: u32) -> Self {
+    /// The same with an etcd, a member of which is on each of the first three hosts.
+    pub fn with_etcd(hosts: u32) -> Self {
+        Self::place(true).start_as(hosts, &["--etcd"])
+    }
+
+    fn start_with(self, hosts: u32) -> Self {
+        self.start_as(hosts, &[])
+    }
+
+    fn start_as(mut self, hosts: u32, more: &[&str]) -> Self {
         let lab = &mut self;
-        let status = lab.lab(&["up", "--hosts", &hosts.to_string(), "--json"]);
+        let status = lab.lab(&[&["up", "--hosts", &hosts.to_string(), "--json"], more].concat());
         lab.hosts = serde_json::from_str(&status).expect("JSON of virtward-lab up");
         std::fs::write(lab.path("password"), "correct horse battery staple\n").expect("a password file");
         lab.restrict("password");
@@ -140,6 +149,29 @@ impl Lab {
     /// A path in the test's directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// A command in a host, to be continued; its process is the command's own.
+    pub fn host_exec(&self, host: &str) -> Command {
+        let mut command = Command::new(lab_binary());
+        command.arg("--name").arg(&self.name).args(["host", "exec", host, "--"]);
+        command
+    }
+
+    /// The processes of etcd's members.
+    pub fn etcd_pids(&self) -> Vec<String> {
+        let file = |host: &str| Path::new("/run/virtward-lab").join(&self.name).join(host).join("etcd.pid");
+        let hosts = self.hosts["hosts"].as_array().expect("hosts");
+        let names = hosts.iter().filter_map(|host| host["name"].as_str());
+        names.filter_map(|host| std::fs::read_to_string(file(host)).ok()).map(|pid| pid.trim().to_owned()).collect()
+    }
+
+    /// Sends a signal to processes of the lab.
+    pub fn signal(&self, pids: &[String], signal: &str) {
+        let mut command = Command::new("kill");
+        command.arg(format!("-{signal}")).args(pids);
+        let output = run(command, Duration::from_secs(5));
+        assert!(output.status.success(), "kill -{signal}: {}", text(&output));
     }
 
     /// Runs `virtward-lab` on this lab and gives its standard output.

@@ -8,6 +8,7 @@ mod harness;
 mod browser;
 
 mod backup;
+mod cluster;
 mod daemon;
 mod guest;
 mod interrupted;

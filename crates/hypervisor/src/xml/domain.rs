@@ -59,7 +59,7 @@ fn fail(what: &'static str, problem: impl Into<String>) -> XmlError {
     XmlError { what, problem: problem.into() }
 }
 
-fn parse<'a>(what: &'static str, root: &str, text: &'a str) -> Result<Document<'a>, XmlError> {
+pub(super) fn parse<'a>(what: &'static str, root: &str, text: &'a str) -> Result<Document<'a>, XmlError> {
     if text.len() > MAX_BYTES {
         return Err(fail(what, format!("{} bytes are more than the {MAX_BYTES} accepted", text.len())));
     }
@@ -72,11 +72,11 @@ fn parse<'a>(what: &'static str, root: &str, text: &'a str) -> Result<Document<'
     Ok(document)
 }
 
-fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
+pub(super) fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
     node.children().find(|c| c.has_tag_name(name))
 }
 
-fn child_text<'a>(node: Node<'a, '_>, name: &str) -> Option<&'a str> {
+pub(super) fn child_text<'a>(node: Node<'a, '_>, name: &str) -> Option<&'a str> {
     child(node, name).and_then(|c| c.text()).map(str::trim).filter(|t| !t.is_empty())
 }
 
@@ -105,7 +105,7 @@ impl DomainXml {
     }
 }
 
-fn memory(root: Node<'_, '_>) -> u64 {
+pub(super) fn memory(root: Node<'_, '_>) -> u64 {
     let Some(node) = child(root, "memory") else { return 0 };
     let number: u64 = node.text().and_then(|t| t.trim().parse().ok()).unwrap_or(0);
     let unit: u64 = match node.attribute("unit").unwrap_or("KiB") {
@@ -117,7 +117,7 @@ fn memory(root: Node<'_, '_>) -> u64 {
     number.saturating_mul(unit)
 }
 
-fn disk(node: Node<'_, '_>) -> Result<DiskXml, XmlError> {
+pub(super) fn disk(node: Node<'_, '_>) -> Result<DiskXml, XmlError> {
     let target = child(node, "target")
         .and_then(|t| t.attribute("dev"))
         .ok_or_else(|| fail("domain", "a <disk> has no <target dev='…'>"))?

@@ -149,6 +149,11 @@ pub async fn backup_vm(
     }
 }
 
+/// Whether a backup job that the hypervisor knows is one of ours.
+pub(crate) fn owns_backup(env: &Env, vm: uuid::Uuid, xml: &str) -> bool {
+    scratch::Scratch::of(env, vm).owns(xml)
+}
+
 async fn attempt(job: &mut Job<'_>) -> Result<RestorePoint> {
     match job.vm.state.is_active() {
         true => hot::run(job).await,

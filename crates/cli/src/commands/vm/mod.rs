@@ -1,4 +1,7 @@
-//! `virtward vm`: what the hypervisor has, and whether it is protected.
+//! `virtward vm`: what the hypervisor has, whether it is protected, and moving it.
+
+pub mod migrate;
+pub mod move_disk;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -18,6 +21,10 @@ use crate::{
 pub enum Command {
     /// List VMs with their last restore point
     List(ListArgs),
+    /// Move a VM to another host while it runs
+    Migrate(Box<migrate::Args>),
+    /// Move a disk to another file, format or storage while its VM runs
+    MoveDisk(move_disk::Args),
 }
 
 /// Arguments of `vm list`.
@@ -51,6 +58,8 @@ struct LastView {
 pub async fn run(app: &App, command: &Command) -> Result<(), Failure> {
     match command {
         Command::List(_) => list(app).await,
+        Command::Migrate(args) => migrate::run(app, args).await,
+        Command::MoveDisk(args) => move_disk::run(app, args).await,
     }
 }
 
