@@ -3,6 +3,8 @@
 
 pub mod admission;
 pub mod arbiter;
+pub mod assign;
+pub mod balance;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod migration;

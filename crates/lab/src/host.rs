@@ -112,6 +112,7 @@ impl<'a> HostRef<'a> {
         // What a real host keeps in /run does not outlive a power cut.
         let run_dir = self.lab.host_run_dir(self.host);
         clear_directory(&run_dir.join("libvirt"))?;
+        write_atomically(&run_dir.join("boot-id"), format!("{}\n", uuid::Uuid::new_v4()).as_bytes())?;
         self.start_keeper()?;
         net::set_port(self.lab, self.host, true)?;
         if self.lab.etcd.contains(&self.host.name) {
@@ -260,6 +261,8 @@ pub fn init(lab: &Lab, host: &Host) -> Result<Infallible> {
     }
     bind(&lab.host_run_dir(host).join("libvirt"), Path::new("/run/libvirt"))?;
     bind(&Lab::run_dir(&lab.name).join("hosts"), Path::new("/etc/hosts"))?;
+    // Each power-on is a boot of its own.
+    bind(&lab.host_run_dir(host).join("boot-id"), Path::new("/proc/sys/kernel/random/boot_id"))?;
     for other in lab.hosts.iter().filter(|other| other.name != host.name) {
         let dir = lab.local_dir(other);
         mount("none", &dir, "tmpfs", MountFlags::RDONLY, None)

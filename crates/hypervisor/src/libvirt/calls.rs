@@ -184,6 +184,10 @@ impl Hypervisor for Libvirt {
         count(verb, &self.agent_call(Class::Agent, verb, vm, command, FREEZE_TIMEOUT_S).await?)
     }
 
+    async fn prepare_thaw(&self) {
+        let _ = self.host_call(URGENT, "reach", "", |_| Ok(())).await;
+    }
+
     async fn fs_thaw(&self, vm: Uuid) -> Result<u32> {
         let command = r#"{"execute":"guest-fsfreeze-thaw"}"#;
         let verb = "thaw the file systems of";

@@ -92,12 +92,16 @@ pub(crate) fn qemu_owner(live_xml: &str) -> Option<(u32, u32)> {
 /// are worth more than no backup.
 pub(super) async fn gather(env: &Env, vm: &Vm, warnings: &mut Vec<String>) -> Result<Vec<Attachment>> {
     let context = || format!("read the definition of {}", vm.name);
-    let xml = env.hypervisor.xml(vm.uuid, XmlView::Inactive).await.map_err(Error::hyper(context()))?;
+    let live = async {
+        match vm.state.is_active() {
+            true => env.hypervisor.xml(vm.uuid, XmlView::Live).await.map(Some),
+            false => Ok(None),
+        }
+    };
+    let (xml, live) =
+        futures::try_join!(env.hypervisor.xml(vm.uuid, XmlView::Inactive), live).map_err(Error::hyper(context()))?;
     let mut attachments = Vec::new();
-    if vm.state.is_active() {
-        let live = env.hypervisor.xml(vm.uuid, XmlView::Live).await.map_err(Error::hyper(context()))?;
-        attachments.push(attachment(LIVE_XML, live.into_bytes()));
-    }
+    attachments.extend(live.map(|live| attachment(LIVE_XML, live.into_bytes())));
     if let Some(path) = nvram_path(&xml) {
         match read_bounded(Path::new(&path)) {
             Ok(bytes) => attachments.push(attachment(NVRAM, bytes)),
