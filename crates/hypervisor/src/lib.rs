@@ -91,6 +91,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn checkpoint_delete(&self, vm: Uuid, name: &str, metadata_only: bool) -> Result<()>;
     /// The persistent bitmaps that QEMU holds for each disk of an active domain.
     async fn bitmaps(&self, vm: Uuid) -> Result<Vec<DiskBitmap>>;
+    /// Each disk of an active domain with its virtual size in bytes, as QEMU serves it. Waits for whoever else asks QEMU
+    /// something, where [`Hypervisor::stats`] would tell what was last seen, or guess from the file.
+    async fn disk_sizes(&self, vm: Uuid) -> Result<Vec<(String, u64)>>;
     /// Removes one persistent bitmap from the active layer of a disk of an active domain, whatever made it.
     async fn bitmap_remove(&self, vm: Uuid, target: &str, bitmap: &str) -> Result<()>;
     /// One QMP command, answered with QEMU's `return` value. For what libvirt hides.

@@ -12,6 +12,7 @@ mod cluster;
 mod daemon;
 mod guest;
 mod interrupted;
+mod migrate;
 mod remote;
 mod repository;
 mod restore;

@@ -286,6 +286,14 @@ impl Hypervisor for Libvirt {
         .await
     }
 
+    async fn disk_sizes(&self, vm: Uuid) -> Result<Vec<(String, u64)>> {
+        self.call(READ, "read the disks' sizes of", vm, |_, d| {
+            active(d)?;
+            qmp::sizes(d)
+        })
+        .await
+    }
+
     async fn bitmap_remove(&self, vm: Uuid, target: &str, bitmap: &str) -> Result<()> {
         let verb = format!("remove bitmap {bitmap} from {target} of");
         let (target, bitmap) = (target.to_owned(), bitmap.to_owned());

@@ -33,6 +33,13 @@ struct Node {
     file: String,
     #[serde(rename = "dirty-bitmaps", default)]
     bitmaps: Vec<Bitmap>,
+    image: Option<Image>,
+}
+
+#[derive(Clone, Deserialize)]
+struct Image {
+    #[serde(rename = "virtual-size")]
+    bytes: u64,
 }
 
 #[derive(Clone, Deserialize)]
@@ -105,6 +112,12 @@ pub(super) fn bitmaps(domain: &Domain) -> Result<Vec<DiskBitmap>, Fault> {
         }));
     }
     Ok(all)
+}
+
+/// Every disk's size in bytes.
+pub(super) fn sizes(domain: &Domain) -> Result<Vec<(String, u64)>, Fault> {
+    let nodes = disk_nodes(domain)?.into_iter();
+    Ok(nodes.filter_map(|(target, node)| Some((target, node.image?.bytes))).collect())
 }
 
 /// Removes one bitmap of one disk.

@@ -162,17 +162,15 @@ async fn definition_only(
 async fn facts(job: &Job<'_>, chosen: &[Disk]) -> Result<Vec<DiskFacts>> {
     let hypervisor = &job.env.hypervisor;
     let context = || format!("read the disks of {}", job.vm.name);
-    let (stats, bitmaps) =
-        futures::try_join!(hypervisor.stats(), hypervisor.bitmaps(job.vm.uuid)).map_err(Error::hyper(context()))?;
-    let stats = stats.into_iter().find(|domain| domain.uuid == job.vm.uuid);
+    let (sizes, bitmaps) = futures::try_join!(hypervisor.disk_sizes(job.vm.uuid), hypervisor.bitmaps(job.vm.uuid))
+        .map_err(Error::hyper(context()))?;
     chosen
         .iter()
         .map(|disk| {
-            let size_bytes = stats
+            let size_bytes = sizes
                 .iter()
-                .flat_map(|domain| &domain.disks)
-                .find(|stat| stat.target == disk.target)
-                .map(|stat| stat.capacity_bytes)
+                .find(|(target, _)| target == &disk.target)
+                .map(|(_, bytes)| *bytes)
                 .ok_or_else(|| Error::SourceGone(format!("{} is not running any more", job.vm.name)))?;
             let untrackable =
                 (disk.format != "qcow2").then(|| format!("{} images hold no persistent bitmap", disk.format));
