@@ -285,6 +285,7 @@ mod tests {
             hosts: vec![host(1), host(2)],
             etcd: vec![],
             faults: vec![fault],
+            daemon: None,
             complete: true,
         };
         let rules = ruleset(&lab, &lab.hosts[0]);
