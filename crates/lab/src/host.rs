@@ -33,6 +33,9 @@ use crate::{
 /// How long libvirtd may take to end when told so, before it is killed.
 const LIBVIRTD_STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Where libvirt lets swtpm log, on systems that have it.
+const SWTPM_LOG: &str = "/var/log/swtpm";
+
 /// What of a host is private, by the name it has below the host's directories.
 const PRIVATE_DIRS: [(&str, &str); 4] = [
     ("lib", "/var/lib/libvirt"),
@@ -78,7 +81,7 @@ impl<'a> HostRef<'a> {
         for dir in dirs.chain([run_dir.join("libvirt"), self.lab.local_dir(self.host)]) {
             fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         }
-        capabilities::seed(&var_dir.join("cache"));
+        capabilities::seed(&var_dir.join("cache"), self.lab.root.as_deref());
         write_atomically(&var_dir.join("etc/libvirtd.conf"), self.libvirtd_conf().as_bytes())?;
         write_atomically(&var_dir.join("etc/qemu.conf"), self.qemu_conf().as_bytes())
     }
@@ -192,7 +195,7 @@ impl<'a> HostRef<'a> {
         })?;
         // The first question makes libvirt probe its emulators, which takes a while; better here than in a test.
         self.virsh().call(&["capabilities"])?;
-        capabilities::keep(&self.lab.host_var_dir(self.host).join("cache"));
+        capabilities::keep(&self.lab.host_var_dir(self.host).join("cache"), self.lab.root.as_deref());
         Ok(())
     }
 
@@ -244,9 +247,19 @@ pub fn init(lab: &Lab, host: &Host) -> Result<Infallible> {
     let _ = unmount("/sys", UnmountFlags::DETACH);
     mount("sysfs", "/sys", "sysfs", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None)
         .context("cannot mount /sys")?;
+    if let Some(root) = &lab.root {
+        bind(&root.join("usr"), Path::new("/usr"))?;
+    }
     let var_dir = lab.host_var_dir(host);
     for (name, target) in PRIVATE_DIRS {
         bind(&var_dir.join(name), Path::new(target))?;
+    }
+    if Path::new("/usr/bin/swtpm").exists() {
+        let log = var_dir.join("log/swtpm");
+        for dir in [&log, Path::new(SWTPM_LOG)] {
+            fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        }
+        bind(&log, Path::new(SWTPM_LOG))?;
     }
     bind(&lab.host_run_dir(host).join("libvirt"), Path::new("/run/libvirt"))?;
     bind(&Lab::run_dir(&lab.name).join("hosts"), Path::new("/etc/hosts"))?;

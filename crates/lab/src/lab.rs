@@ -98,6 +98,7 @@ fn reserve(name: &LabName, args: &UpArgs) -> Result<Lab> {
         index,
         hosts: (1..=args.hosts).map(host).collect(),
         etcd: if args.etcd { etcd::members(args.hosts) } else { Vec::new() },
+        root: args.root.as_deref().map(other_system).transpose()?,
         faults: Vec::new(),
         daemon: args.daemon()?,
         complete: false,
@@ -110,6 +111,17 @@ fn reserve(name: &LabName, args: &UpArgs) -> Result<Lab> {
         fs::create_dir("/run/libvirt").context("cannot create /run/libvirt")?;
     }
     Ok(lab)
+}
+
+/// The directory of another system, if it has what a host needs.
+fn other_system(root: &Path) -> Result<PathBuf> {
+    let root = fs::canonicalize(root).with_context(|| format!("cannot use the system in {}", root.display()))?;
+    for program in ["usr/sbin/libvirtd", "usr/bin/virsh", "usr/bin/qemu-system-x86_64", "usr/bin/qemu-img"] {
+        if !root.join(program).exists() {
+            bail!("the system in {} has no {program}; install libvirt and QEMU in it", root.display());
+        }
+    }
+    Ok(root)
 }
 
 fn hosts_file(lab: &Lab) -> String {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use uuid::Uuid;
-use virtward_model::world::{Host, HostName, Rule, RuleKind, Vm, World};
+use virtward_model::world::{Host, HostName, HostState, Rule, RuleKind, Vm, World};
 
 use super::Plan;
 use crate::admission;
@@ -162,7 +162,7 @@ impl Linter<'_> {
                     format!("{} must not be on {}: a label is missing or its copy is there", vm.name, host.name),
                 ));
             }
-            if self.hosts.get(&step.from).is_some_and(|from| from.state == virtward_model::world::HostState::Down) {
+            if self.hosts.get(&step.from).is_some_and(|from| from.state == HostState::Down) {
                 wrong.push((at, format!("nothing can be moved from {}", step.from)));
             }
             let broken =
@@ -252,7 +252,8 @@ impl Linter<'_> {
     /// A VM's stays: host, the step that brings it, the step that takes it away.
     fn stays(&self, vm: Uuid) -> Vec<(HostName, Option<usize>, Option<usize>)> {
         let mut stays: Vec<(HostName, Option<usize>, Option<usize>)> = Vec::new();
-        if let Some(host) = self.vms.get(&vm).and_then(|vm| vm.host.clone()) {
+        let down = |host: &HostName| self.hosts.get(host).is_some_and(|host| host.state == HostState::Down);
+        if let Some(host) = self.vms.get(&vm).and_then(|vm| vm.host.clone()).filter(|host| !down(host)) {
             stays.push((host, None, None));
         }
         for (at, step) in self.plan.steps.iter().enumerate().filter(|(_, step)| step.vm == vm) {

@@ -175,7 +175,7 @@ pub struct PlanReport {
 /// Plans. The linter ([`super::check`]) accepts every plan that this makes.
 pub fn plan(world: &World, goal: &Goal) -> (Plan, PlanReport) {
     let space = Space::new(world, false);
-    let start = space.occupancy();
+    let start = living(&space);
     let mut draft = Draft::new(&space, &start);
     draft.musts();
     if goal.wishes {
@@ -193,6 +193,18 @@ pub fn plan(world: &World, goal: &Goal) -> (Plan, PlanReport) {
     report.cost_before = even::cost(world, &start, &measure);
     report.cost_after = even::cost(world, &chosen.end, &measure);
     (to_plan(&space, &chosen, &draft.reasons), report)
+}
+
+/// Who is where, without those whose host is down: they run nowhere, and failover places them.
+fn living(space: &Space) -> Occupancy {
+    let mut occupancy = space.occupancy();
+    for vm in 0..space.world.vms.len() as u32 {
+        let host = occupancy.at[vm as usize];
+        if host != NOWHERE && space.world.hosts[host as usize].state == HostState::Down {
+            occupancy.take(space, vm);
+        }
+    }
+    occupancy
 }
 
 fn to_plan(space: &Space, route: &super::Route, reasons: &[Reason]) -> Plan {
@@ -310,9 +322,6 @@ impl<'a> Draft<'a> {
         let facts = &self.space.world.hosts[host as usize];
         if facts.state.is_leaving() {
             return Some(Reason::Evacuate { state: facts.state });
-        }
-        if facts.state == HostState::Down {
-            return None;
         }
         let rule = |at: usize| Reason::Rule { rule: self.space.world.rules[at].name.clone() };
         if !self.space.may(vm, host) {
@@ -442,7 +451,7 @@ impl<'a> Draft<'a> {
                 continue;
             }
             let unmet = self.space.unmet_wishes(vm, here, &self.target.at);
-            if unmet == 0 || self.space.world.hosts[here as usize].state == HostState::Down {
+            if unmet == 0 {
                 continue;
             }
             self.target.take(self.space, vm);
