@@ -46,7 +46,7 @@ Examples:
   virtward-lab up                                 three hosts, lab name \"lab\"
   virtward-lab up --name t --hosts 1 --json
   virtward-lab up --hosts 3 --etcd                with a three-member etcd on the hosts
-  virtward-lab up --etcd --daemon target/debug/virtward")]
+  virtward-lab up --etcd --daemon target/debug/virtward
   virtward-lab up --root /srv/debian12            with the libvirt and QEMU of another system")]
     Up(UpArgs),
     /// Show the lab: its hosts, whether they have power, where their libvirt answers.
@@ -120,6 +120,9 @@ pub struct UpArgs {
     /// A file to add to the daemons' configurations; @HOST@, @WATCHDOG@ and @FENCE_AGENT@ in it are replaced.
     #[arg(long, value_name = "FILE", requires = "daemon")]
     pub daemon_config: Option<PathBuf>,
+    /// Take libvirt, QEMU and all other programs of the hosts from the system installed in this directory.
+    #[arg(long, env = "VIRTWARD_LAB_ROOT", value_name = "DIR")]
+    pub root: Option<PathBuf>,
 }
 
 impl UpArgs {
@@ -135,9 +138,6 @@ impl UpArgs {
             |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
         Ok(self.daemon_config.as_ref().map(read).transpose()?.unwrap_or_default())
     }
-    /// Take libvirt, QEMU and all other programs of the hosts from the system installed in this directory.
-    #[arg(long, env = "VIRTWARD_LAB_ROOT", value_name = "DIR")]
-    pub root: Option<PathBuf>,
 }
 
 /// Arguments of `env`.
