@@ -3,6 +3,10 @@
 
 pub mod admission;
 pub mod arbiter;
+pub mod assign;
+pub mod balance;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod migration;
 pub mod placement;
 pub mod pointref;

@@ -18,6 +18,7 @@ use roxmltree::{Document, Node, ParsingOptions};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use virtward_hypervisor::{Hypervisor, XmlView};
+use virtward_model::xml::is_shallow;
 
 /// Namespace of our metadata.
 pub const METADATA_URI: &str = "https://github.com/virtward/virtward/vm";
@@ -72,7 +73,7 @@ pub async fn details(hypervisor: &dyn Hypervisor, vm: Uuid) -> Details {
 /// Reads a domain's XML; what cannot be read is empty.
 pub fn parse(xml: &str) -> Details {
     let options = ParsingOptions { allow_dtd: false, nodes_limit: NODES_MAX };
-    let document = (xml.len() <= XML_BYTES_MAX).then(|| Document::parse_with_options(xml, options));
+    let document = (xml.len() <= XML_BYTES_MAX && is_shallow(xml)).then(|| Document::parse_with_options(xml, options));
     let Some(Ok(document)) = document else { return Details::default() };
     let root = document.root_element();
     let mut details = Details {

@@ -5,6 +5,8 @@
 //! `unsafe` stays inside `libvirt/ffi`. Not here: policy, retries beyond the connection, interpretation of backups.
 
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod libvirt;
 pub mod sim;
 mod types;
@@ -67,6 +69,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn agent(&self, vm: Uuid, command: &str, timeout_s: u32) -> Result<String>;
     /// Freezes all guest file systems; the number frozen.
     async fn fs_freeze(&self, vm: Uuid) -> Result<u32>;
+    /// Opens whatever [`Hypervisor::fs_thaw`] needs, so that the guest does not wait for that frozen. A failure shows there.
+    async fn prepare_thaw(&self) {}
     /// Thaws all guest file systems; the number thawed.
     async fn fs_thaw(&self, vm: Uuid) -> Result<u32>;
 

@@ -284,6 +284,7 @@ mod tests {
             index: 1,
             hosts: vec![host(1), host(2)],
             etcd: vec![],
+            root: None,
             faults: vec![fault],
             complete: true,
         };

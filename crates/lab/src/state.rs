@@ -34,6 +34,9 @@ pub struct Lab {
     /// The hosts with an etcd member.
     #[serde(default)]
     pub etcd: Vec<HostName>,
+    /// Where the system is installed whose programs the hosts run; the machine's own when absent.
+    #[serde(default)]
+    pub root: Option<PathBuf>,
     /// The partitions in force.
     #[serde(default)]
     pub faults: Vec<Fault>,

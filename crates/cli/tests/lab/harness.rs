@@ -37,6 +37,14 @@ fn lab_binary() -> PathBuf {
     path
 }
 
+/// The product, with the tools and libraries that the lab's hosts have.
+pub fn product() -> Command {
+    let Some(root) = std::env::var_os("VIRTWARD_LAB_ROOT") else { return Command::new(VIRTWARD) };
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--", "sh", "-ec", "mount --bind \"$0/usr\" /usr; exec \"$@\""]).arg(root).arg(VIRTWARD);
+    command
+}
+
 /// A lab, a repository beside it, and a directory for everything else.
 pub struct Lab {
     pub name: String,
@@ -212,7 +220,7 @@ impl Lab {
 
     /// The product, configured for this lab.
     pub fn virtward(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(VIRTWARD);
+        let mut command = product();
         for name in ["VIRTWARD_REPO", "VIRTWARD_CONNECT", "VIRTWARD_PASSWORD_FILE", "VIRTWARD_KEY_FILE"] {
             command.env_remove(name);
         }
@@ -223,6 +231,13 @@ impl Lab {
     /// Runs the product, whatever comes of it.
     pub fn output(&self, arguments: &[&str]) -> Output {
         run(self.virtward(arguments), Duration::from_secs(180))
+    }
+
+    /// Runs the product on a host, where it sees what is the host's own, and gives its standard output.
+    pub fn ok_on(&self, host: &str, arguments: &[&str]) -> String {
+        let config = self.path("config.toml").display().to_string();
+        let before = ["host", "exec", host, "--", VIRTWARD, "--config", &config];
+        self.lab(&[&before[..], arguments].concat())
     }
 
     /// Runs the product, which must succeed, and gives its standard output.
@@ -373,7 +388,7 @@ impl Drop for Lab {
 }
 
 /// A product process that is killed when forgotten.
-pub struct Running(Child);
+pub struct Running(pub Child);
 
 impl Running {
     pub fn pid(&self) -> u32 {
