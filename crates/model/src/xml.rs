@@ -1,8 +1,8 @@
 //! How deeply XML is nested, found out before anything parses it: parsers call themselves for each level, and a document of
 //! opening tags alone would take all of the stack.
 
-/// Deepest nesting of elements that is read. libvirt itself reads no deeper.
-pub const NESTING_MAX: usize = 256;
+/// Deepest nesting of elements that is read: twice of what libvirt reads. Layers of a disk are nested too, at most 200.
+pub const NESTING_MAX: usize = 512;
 
 /// Whether elements are nested at most [`NESTING_MAX`] deep. Looks at tags only; everything else is for a parser to judge.
 pub fn is_shallow(text: &str) -> bool {

@@ -278,12 +278,16 @@ mod tests {
 
     #[test]
     fn a_deep_backing_chain_is_cut_not_followed_forever() {
-        let open = "<backingStore type='file'><source file='/b'/>".repeat(600);
-        let close = "</backingStore>".repeat(600);
-        let text = format!(
-            "<domain><name>x</name><devices><disk type='file'><source file='/t'/><target dev='vda'/>{open}{close}</disk></devices></domain>"
-        );
-        assert_eq!(DomainXml::parse(&text).unwrap().disks[0].disk.backing.len(), MAX_CHAIN);
+        let layers = |count: usize| {
+            let open = "<backingStore type='file'><source file='/b'/>".repeat(count);
+            let close = "</backingStore>".repeat(count);
+            format!(
+                "<domain><name>x</name><devices><disk type='file'><source file='/t'/><target dev='vda'/>{open}{close}</disk>\
+                 </devices></domain>"
+            )
+        };
+        assert_eq!(DomainXml::parse(&layers(300)).unwrap().disks[0].disk.backing.len(), MAX_CHAIN);
+        assert!(DomainXml::parse(&layers(600)).unwrap_err().to_string().contains("nested too deeply"));
     }
 
     #[test]
