@@ -170,3 +170,37 @@ fn watchdog(hands: &Hands) {
     let late = hands.runtime.block_on(lease::take(&place, &claim(1, "h2"), SOON)).unwrap_err();
     assert!(matches!(late, lease::Error::Newer { .. }), "{late}");
 }
+
+/// What the tests of failover stand on: daemons that a lab runs come back as those of a service manager do.
+#[test]
+fn daemons_of_a_lab_come_back_after_a_kill_and_a_power_cut() {
+    let lab = Lab::with_daemons(3);
+    let config = |host: &str| format!("/var/lib/virtward-lab/{}/{host}/virtward/config.toml", lab.name);
+    let status = |host: &str| {
+        let mut command = lab.host_exec(host);
+        command.args([VIRTWARD, "--config", &config(host), "cluster", "status", "--json"]);
+        serde_json::from_slice::<serde_json::Value>(&run(command, SOON).stdout).unwrap_or_default()
+    };
+    let all_there = || {
+        let status = status("h1");
+        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+        nodes.len() == 3 && nodes.iter().all(|node| node["is_there"] == true && node["host_state"] == "up")
+    };
+    let running = |host: &str| {
+        let status: serde_json::Value = serde_json::from_str(&lab.lab(&["status", "--json"])).expect("JSON");
+        let of =
+            status["hosts"].as_array().expect("hosts").iter().find(|of| of["name"] == host).expect("a host").clone();
+        of["daemon"]["running"] == true
+    };
+    wait("all nodes", SOON, all_there);
+    lab.lab(&["host", "daemon", "kill", "h2"]);
+    wait("the daemon to be started again", SOON, || running("h2"));
+    lab.lab(&["host", "daemon", "stop", "h3"]);
+    assert!(!running("h3"));
+    lab.lab(&["host", "daemon", "start", "h3"]);
+    lab.lab(&["host", "power", "off", "h3"]);
+    wait("its silence", SOON, || !all_there());
+    lab.lab(&["host", "power", "on", "h3"]);
+    assert!(running("h3"));
+    wait("all nodes", SOON, all_there);
+}
