@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use virtward_model::Bytes;
 
@@ -45,6 +46,7 @@ Examples:
   virtward-lab up                                 three hosts, lab name \"lab\"
   virtward-lab up --name t --hosts 1 --json
   virtward-lab up --hosts 3 --etcd                with a three-member etcd on the hosts
+  virtward-lab up --etcd --daemon target/debug/virtward
   virtward-lab up --root /srv/debian12            with the libvirt and QEMU of another system")]
     Up(UpArgs),
     /// Show the lab: its hosts, whether they have power, where their libvirt answers.
@@ -112,9 +114,30 @@ pub struct UpArgs {
     /// Also run etcd: a member on each of the first three hosts, or one member when there are fewer hosts.
     #[arg(long)]
     pub etcd: bool,
+    /// Also run this `virtward` as the daemon of every host, joined to one cluster.
+    #[arg(long, value_name = "PATH", requires = "etcd")]
+    pub daemon: Option<PathBuf>,
+    /// A file to add to the daemons' configurations; @HOST@, @WATCHDOG@ and @FENCE_AGENT@ in it are replaced.
+    #[arg(long, value_name = "FILE", requires = "daemon")]
+    pub daemon_config: Option<PathBuf>,
     /// Take libvirt, QEMU and all other programs of the hosts from the system installed in this directory.
     #[arg(long, env = "VIRTWARD_LAB_ROOT", value_name = "DIR")]
     pub root: Option<PathBuf>,
+}
+
+impl UpArgs {
+    /// The daemon, as it is found from anywhere.
+    pub fn daemon(&self) -> anyhow::Result<Option<PathBuf>> {
+        let found = |path: &PathBuf| path.canonicalize().with_context(|| format!("there is no {}", path.display()));
+        self.daemon.as_ref().map(found).transpose()
+    }
+
+    /// What is added to the daemons' configurations.
+    pub fn daemon_config(&self) -> anyhow::Result<String> {
+        let read =
+            |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+        Ok(self.daemon_config.as_ref().map(read).transpose()?.unwrap_or_default())
+    }
 }
 
 /// Arguments of `env`.
@@ -151,6 +174,13 @@ pub enum HostCommand {
     },
     /// Let a paused host go on as if nothing had happened.
     Resume {
+        /// The host.
+        host: HostName,
+    },
+    /// Act on a host's daemon, in a lab that was made with --daemon.
+    Daemon {
+        /// What to do.
+        action: crate::daemon::Action,
         /// The host.
         host: HostName,
     },

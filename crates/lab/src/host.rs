@@ -23,7 +23,7 @@ use rustix::{
 use crate::{
     capabilities,
     cli::LibvirtdAction,
-    etcd, net,
+    daemon, etcd, net,
     proc::{Membership, netns_path},
     run::{self, wait_until},
     state::{Host, Lab, write_atomically},
@@ -118,7 +118,9 @@ impl<'a> HostRef<'a> {
         if self.lab.etcd.contains(&self.host.name) {
             etcd::start_member(self)?;
         }
-        self.start_libvirtd()
+        self.start_libvirtd()?;
+        // While `up` is at work, the daemons come when all hosts are there.
+        if self.lab.complete && self.lab.daemon.is_some() { daemon::start(self) } else { Ok(()) }
     }
 
     /// Takes the power away: everything in the host ends at once, and its cable is dead.

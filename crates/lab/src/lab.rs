@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::{
     bmc,
     cli::UpArgs,
-    etcd, fence,
+    daemon, etcd, fence,
     host::HostRef,
     names::{HostName, LabName},
     net,
@@ -74,6 +74,9 @@ fn build(name: &LabName, args: &UpArgs) -> Result<Lab> {
     if !lab.etcd.is_empty() {
         etcd::wait_ready(&lab)?;
     }
+    if lab.daemon.is_some() {
+        daemon::found(&lab, &args.daemon_config()?)?;
+    }
     link_default_socket(&lab)?;
     lab.complete = true;
     lab.save()?;
@@ -97,6 +100,7 @@ fn reserve(name: &LabName, args: &UpArgs) -> Result<Lab> {
         etcd: if args.etcd { etcd::members(args.hosts) } else { Vec::new() },
         root: args.root.as_deref().map(other_system).transpose()?,
         faults: Vec::new(),
+        daemon: args.daemon()?,
         complete: false,
     };
     lab.save()?;
@@ -280,6 +284,19 @@ pub struct HostStatus {
     pub fence_mode: &'static str,
     /// Its watchdog, as a Unix socket.
     pub watchdog: PathBuf,
+    /// Its daemon, in a lab that runs them.
+    pub daemon: Option<DaemonStatus>,
+}
+
+/// A host's daemon in `status`.
+#[derive(Debug, Serialize)]
+pub struct DaemonStatus {
+    /// Whether it runs.
+    pub running: bool,
+    /// Its configuration, for `virtward --config`.
+    pub config: PathBuf,
+    /// Its log.
+    pub log: PathBuf,
 }
 
 /// The etcd in `status`.
@@ -306,6 +323,11 @@ pub fn status(lab: &Lab) -> Status {
             storage_stalled: storage::is_stalled(&lab.name, &host.name),
             fence_mode: fence::Mode::of(lab, host).as_str(),
             watchdog: bmc::watchdog_socket(lab, host),
+            daemon: lab.daemon.is_some().then(|| DaemonStatus {
+                running: daemon::pid(at).is_some(),
+                config: daemon::config(at),
+                log: daemon::log(at),
+            }),
         }
     };
     Status {
@@ -329,7 +351,7 @@ impl Status {
         for h in &self.hosts {
             let limit = h.rate_limit.as_ref().map_or_else(String::new, |r| format!(", limited to {r}"));
             text.push_str(&format!(
-                "  {:<4}{:<15}power {:<4}libvirtd {:<9}{}{limit}{}{}{}\n",
+                "  {:<4}{:<15}power {:<4}libvirtd {:<9}{}{limit}{}{}{}{}\n",
                 h.name,
                 h.address,
                 h.power,
@@ -337,6 +359,10 @@ impl Status {
                 h.uri,
                 if h.paused { ", paused" } else { "" },
                 if h.storage_stalled { ", storage stalled" } else { "" },
+                match &h.daemon {
+                    Some(daemon) if !daemon.running => ", daemon stopped",
+                    _ => "",
+                },
                 if h.fence_mode == "honest" { String::new() } else { format!(", fence device {}", h.fence_mode) },
             ));
         }

@@ -7,6 +7,7 @@ mod agent;
 mod bmc;
 mod capabilities;
 mod cli;
+mod daemon;
 mod demo;
 mod disk;
 mod etcd;
@@ -137,6 +138,13 @@ fn host_command(cli: &Cli, command: &HostCommand) -> Result<()> {
         }
         HostCommand::Pause { host } => freeze(cli, host, true),
         HostCommand::Resume { host } => freeze(cli, host, false),
+        HostCommand::Daemon { action, host } => {
+            let (_lock, lab) = locked(&cli.lab)?;
+            let at = HostRef::new(&lab, lab.host(host)?);
+            daemon::act(at, *action)?;
+            let state = if daemon::pid(at).is_some() { "running" } else { "stopped" };
+            print(cli, &json!({"host": host, "daemon": state}), || format!("host {host}: daemon {state}"))
+        }
         HostCommand::FenceMode { host, mode } => {
             let (_lock, lab) = locked(&cli.lab)?;
             mode.set(&lab, lab.host(host)?)?;

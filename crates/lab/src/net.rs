@@ -286,6 +286,7 @@ mod tests {
             etcd: vec![],
             root: None,
             faults: vec![fault],
+            daemon: None,
             complete: true,
         };
         let rules = ruleset(&lab, &lab.hosts[0]);

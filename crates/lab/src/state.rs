@@ -40,6 +40,9 @@ pub struct Lab {
     /// The partitions in force.
     #[serde(default)]
     pub faults: Vec<Fault>,
+    /// The product that every host runs as a daemon.
+    #[serde(default)]
+    pub daemon: Option<PathBuf>,
     /// False while `up` is at work, so that a lab which it left half-way is not taken for a whole one.
     #[serde(default)]
     pub complete: bool,

@@ -103,7 +103,7 @@ impl<'a> Node<'a> {
 }
 
 fn backup(lab: &Lab, node: &Node<'_>, vm: &str) -> String {
-    let request = format!("{{\"vm\":\"{vm}\",\"full\":true,\"bandwidth_bytes_s\":{}}}", 8 << 20);
+    let request = format!("{{\"vm\":\"{vm}\",\"full\":true,\"bandwidth_bytes_s\":{}}}", 2 << 20);
     let mut curl = lab.host_exec(node.name);
     let socket = node.dir().join("run/api.sock").display().to_string();
     curl.args(["curl", "-sS", "--unix-socket", &socket, "-H", "content-type: application/json", "-d", &request]);

@@ -100,6 +100,11 @@ impl Lab {
         Self::place(true).start_as(hosts, &["--etcd"])
     }
 
+    /// The same with a daemon on every host, in one cluster, which the lab starts again when it dies.
+    pub fn with_daemons(hosts: u32) -> Self {
+        Self::place(true).start_as(hosts, &["--etcd", "--daemon", VIRTWARD])
+    }
+
     fn start_with(self, hosts: u32) -> Self {
         self.start_as(hosts, &[])
     }

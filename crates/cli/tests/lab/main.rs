@@ -11,6 +11,7 @@ mod backup;
 mod cluster;
 mod daemon;
 mod guest;
+mod ha_hands;
 mod interrupted;
 mod migrate;
 mod remote;

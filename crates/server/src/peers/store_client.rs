@@ -24,7 +24,7 @@ use virtward_repo::{
 use super::{
     Peers,
     client::Call,
-    store_server::{Line, Trouble},
+    store_server::{LOST, Line, Trouble},
 };
 
 type Result<T> = std::result::Result<T, Error>;
@@ -34,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const AGAIN: Duration = Duration::from_millis(500);
 /// Bytes sent or read at once.
 const BLOCK: usize = 4 << 20;
+/// An object up to this size can be sent again from the beginning.
+const KEPT_MAX: usize = 96 << 20;
 /// Longest line of a listing.
 const LINE_BYTES_MAX: usize = 64 << 10;
 
@@ -137,16 +139,33 @@ impl Inner {
     }
 
     fn ask(&self, action: &'static str, object: &str, method: &str, path: &str, body: Bytes) -> Result<Bytes> {
-        let since = Instant::now();
+        match self.ask_again(action, object, method, path, body)? {
+            (Some(bytes), _) => Ok(bytes),
+            (None, _) => Err(self.remote(action, object, "what was begun there is not known any more".into())),
+        }
+    }
+
+    /// The answer, and whether it took more than one try. None if the other side knows nothing of what was begun: its
+    /// daemon started anew.
+    fn ask_again(
+        &self,
+        action: &'static str,
+        object: &str,
+        method: &str,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(Option<Bytes>, bool)> {
+        let (since, mut is_repeated) = (Instant::now(), false);
         loop {
             let headers = [("content-type", "application/octet-stream")];
             let call = Call { method, path, headers: &headers, body: body.clone() };
             match self.runtime.block_on(self.peers.ask(&self.node, &call)) {
-                Ok((200..300, bytes)) => return Ok(bytes),
+                Ok((200..300, bytes)) => return Ok((Some(bytes), is_repeated)),
+                Ok((LOST, _)) => return Ok((None, is_repeated)),
                 // It is on its way out, or too busy.
-                Ok((503, _)) if self.again(since)? => {}
+                Ok((503, _)) if self.again(since)? => is_repeated = true,
                 Ok((status, bytes)) => return Err(self.error(action, object, status, &bytes)),
-                Err(problem) if problem.code == Code::Unavailable && self.again(since)? => {}
+                Err(problem) if problem.code == Code::Unavailable && self.again(since)? => is_repeated = true,
                 Err(problem) => return Err(self.remote(action, object, problem.detail)),
             }
         }
@@ -214,9 +233,12 @@ impl Store for RemoteStore {
         }
         let query = format!("name={}&upload={}", escaped(name), upload_id());
         let body = Bytes::copy_from_slice(bytes);
-        let answer = self.inner.ask("write", name, "PUT", &self.inner.path("put", &query), body)?;
-        let Created { created } = self.inner.parse("write", name, &answer)?;
-        Ok(if created { Put::Created } else { Put::Exists })
+        let (answer, is_repeated) =
+            self.inner.ask_again("write", name, "PUT", &self.inner.path("put", &query), body)?;
+        let Created { created } = self.inner.parse("write", name, &answer.unwrap_or_default())?;
+        // It may have been put by the first try, of which a daemon that started anew knows nothing.
+        let is_ours = created || is_repeated && self.get(name, bytes.len() as u64).is_ok_and(|there| there == bytes);
+        Ok(if is_ours { Put::Created } else { Put::Exists })
     }
 
     fn create(&self, name: &str) -> Result<Box<dyn ObjectWriter>> {
@@ -224,9 +246,11 @@ impl Store for RemoteStore {
             inner: self.inner.clone(),
             name: name.to_owned(),
             upload: upload_id(),
-            block: Vec::new(),
+            object: Vec::new(),
+            kept_from: 0,
             sent: 0,
             has_begun: false,
+            is_repeated: false,
         }))
     }
 
@@ -304,49 +328,92 @@ async fn listing(inner: &Inner, path: &str) -> crate::failures::Result<Vec<Line>
     }
 }
 
+/// An object on its way. What was sent is kept until it is finished, within bounds: should the other side's daemon start
+/// anew, it is sent again from the beginning.
 struct RemoteWriter {
     inner: Arc<Inner>,
     name: String,
     upload: String,
-    block: Vec<u8>,
-    sent: u64,
+    /// Bytes from `kept_from` on.
+    object: Vec<u8>,
+    /// Not zero once the object has become too large to be kept.
+    kept_from: usize,
+    sent: usize,
     has_begun: bool,
+    is_repeated: bool,
 }
 
 impl RemoteWriter {
-    fn send(&mut self) -> Result<()> {
-        let query = format!("name={}&upload={}&offset={}", escaped(&self.name), self.upload, self.sent);
-        let body = Bytes::from(std::mem::take(&mut self.block));
-        let bytes = body.len() as u64;
-        self.inner.ask("write", &self.name, "POST", &self.inner.path("append", &query), body)?;
-        self.has_begun = true;
-        self.sent += bytes;
-        Ok(())
+    fn len(&self) -> usize {
+        self.kept_from + self.object.len()
     }
-}
 
-impl ObjectWriter for RemoteWriter {
-    fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(BLOCK - self.block.len()));
-            self.block.extend_from_slice(now);
-            bytes = later;
-            if self.block.len() == BLOCK {
-                self.send()?;
+    /// Sends what was not sent yet, up to a whole block; all of it at the end.
+    fn send(&mut self, is_end: bool) -> Result<()> {
+        while self.len() - self.sent >= BLOCK || (is_end && (self.sent < self.len() || !self.has_begun)) {
+            let from = self.sent - self.kept_from;
+            let body = Bytes::copy_from_slice(&self.object[from..self.object.len().min(from + BLOCK)]);
+            let bytes = body.len();
+            let query = format!("name={}&upload={}&offset={}", escaped(&self.name), self.upload, self.sent);
+            let path = self.inner.path("append", &query);
+            match self.inner.ask_again("write", &self.name, "POST", &path, body)?.0 {
+                Some(_) => {
+                    self.has_begun = true;
+                    self.sent += bytes;
+                }
+                None => self.begin_anew()?,
+            }
+            if self.object.len() > KEPT_MAX {
+                self.object.drain(..self.sent - self.kept_from);
+                self.kept_from = self.sent;
             }
         }
         Ok(())
     }
 
-    fn finish(mut self: Box<Self>) -> Result<Put> {
-        if !self.block.is_empty() || !self.has_begun {
-            self.send()?;
+    fn begin_anew(&mut self) -> Result<()> {
+        if self.kept_from > 0 {
+            let what = "its daemon started anew in the middle of a large object; run the job again".to_owned();
+            return Err(self.inner.remote("write", &self.name, what));
         }
-        let query = format!("upload={}&bytes={}", self.upload, self.sent);
-        let path = self.inner.path("finish", &query);
-        let Created { created } = self.inner.json("write", &self.name, "POST", &path)?;
-        self.has_begun = false;
-        Ok(if created { Put::Created } else { Put::Exists })
+        if self.inner.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        tracing::info!(object = self.name, node = self.inner.node, "sent again: the node's daemon started anew");
+        (self.upload, self.sent, self.has_begun, self.is_repeated) = (upload_id(), 0, false, true);
+        Ok(())
+    }
+
+    /// Whether the object that is there is this one.
+    fn is_there(&self) -> bool {
+        let store = RemoteStore { inner: self.inner.clone() };
+        self.kept_from == 0 && store.get(&self.name, self.len() as u64).is_ok_and(|there| there == self.object)
+    }
+}
+
+impl ObjectWriter for RemoteWriter {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        for part in bytes.chunks(BLOCK) {
+            self.object.extend_from_slice(part);
+            self.send(false)?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<Put> {
+        loop {
+            self.send(true)?;
+            let path = self.inner.path("finish", &format!("upload={}&bytes={}", self.upload, self.sent));
+            let Some(answer) = self.inner.ask_again("write", &self.name, "POST", &path, Bytes::new())?.0 else {
+                self.begin_anew()?;
+                continue;
+            };
+            let Created { created } = self.inner.parse("write", &self.name, &answer)?;
+            self.has_begun = false;
+            // It may have been finished before the other daemon started anew.
+            let is_ours = created || (self.is_repeated && self.is_there());
+            return Ok(if is_ours { Put::Created } else { Put::Exists });
+        }
     }
 }
 

@@ -62,6 +62,16 @@ pub struct Trouble {
     pub text: String,
 }
 
+/// Status of an upload that is not known (any more): the sender begins anew.
+pub const LOST: u16 = 410;
+
+fn lost() -> Response {
+    let text = "this object is not being written (any more)".to_owned();
+    let body = serde_json::to_vec(&Trouble { kind: "lost".into(), text }).unwrap_or_default();
+    let status = axum::http::StatusCode::from_u16(LOST).unwrap_or_default();
+    (status, [("content-type", "application/json")], body).into_response()
+}
+
 fn trouble(error: &Error) -> Response {
     let (kind, status) = match error {
         Error::Missing { .. } => ("missing", 404),
@@ -276,8 +286,7 @@ pub async fn append(asked: Asked, Params(query): Params<Block>, body: Bytes) -> 
         }
         known = Some(uploads.entry(query.upload.clone()).or_insert_with(|| Arc::new(Mutex::new(upload))).clone());
     }
-    let lost = || Failed(Problem::new(Code::NotFound, "this object is not being written (any more)"));
-    let Some(upload) = known else { return lost().into_response() };
+    let Some(upload) = known else { return lost() };
     let work = move || {
         let mut upload = upload.lock().unwrap_or_else(PoisonError::into_inner);
         let end = query.offset + body.len() as u64;
@@ -311,10 +320,10 @@ pub async fn finish(State(daemon): State<Arc<Daemon>>, Params(query): Params<Don
     if let Some(created) = daemon.served.outcome(&query.upload) {
         return ok(&json!({ "created": created })).into_response();
     }
-    let lost = || Problem::new(Code::NotFound, "this object is not being written (any more)");
-    let Some(upload) = daemon.served.uploads().remove(&query.upload) else { return Failed(lost()).into_response() };
+    let Some(upload) = daemon.served.uploads().remove(&query.upload) else { return lost() };
     let work = move || {
-        let upload = Arc::into_inner(upload).ok_or_else(lost)?;
+        let busy = || Problem::new(Code::Unavailable, "a block of this object is still being written");
+        let upload = Arc::into_inner(upload).ok_or_else(busy)?;
         let upload = upload.into_inner().unwrap_or_else(PoisonError::into_inner);
         if upload.sent != query.bytes {
             return Err(Problem::new(Code::Conflict, "blocks of this object are missing"));
