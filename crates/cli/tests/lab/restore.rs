@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -27,8 +28,10 @@ impl<'a> Still<'a> {
         let dir = lab.path("images");
         std::fs::create_dir_all(dir.join("second")).expect("a directory");
         std::os::unix::fs::symlink("/usr/bin/qemu-system-x86_64", dir.join("qemu")).expect("a link");
-        // Where libvirt keeps it on every host; the UUID is this test run's own.
-        let uuid = format!("{}{:08x}{}", &UUID[..24], std::process::id(), &UUID[32..]);
+        // Where libvirt keeps it on every host; the UUID is this test's own.
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let own = (std::process::id() << 4) + NUMBER.fetch_add(1, Ordering::Relaxed);
+        let uuid = format!("{}{own:08x}{}", &UUID[..24], &UUID[32..]);
         let still = Self { lab, tpm: Path::new("/var/lib/libvirt/swtpm").join(&uuid), dir };
         still.write("disk.raw", &noise(1, 24 << 20));
         still.write("second/disk.raw", &noise(2, 3 << 20));
