@@ -15,7 +15,10 @@ use virtward_hypervisor::libvirt::exit_now;
 
 use crate::{
     cli::{Cli, Command, Internal},
-    commands::{backup, completions, hook, job, man, policy, repo, restore, serve, status, thaw_guard, token, vm},
+    commands::{
+        backup, cluster, completions, hook, host, job, man, policy, repo, restore, serve, status, storage, thaw_guard,
+        token, vm,
+    },
     config::{self, Settings},
     exit::{Failure, Kind},
     out,
@@ -108,11 +111,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Backup(command) => backup::run(&app, command).await,
             Command::Restore(command) => restore::run(&app, command).await,
             Command::Vm(command) => vm::run(&app, command).await,
+            Command::Host(command) => host::run(&app, command).await,
+            Command::Storage(command) => storage::run(&app, command).await,
             Command::Serve(_) => serve::run(&app, &cli.global).await,
             Command::Status(_) => status::run(&app).await,
             Command::Job(command) => job::run(&app, command).await,
             Command::Policy(command) => policy::run(&app, command).await,
             Command::Token(command) => token::run(&app, command).await,
+            Command::Cluster(command) => cluster::run(&app, command).await,
             Command::Completions(_) | Command::Man(_) | Command::Hook(_) | Command::Internal(_) => Ok(()),
         }
     });

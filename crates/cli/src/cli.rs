@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, completions, hook, job, man, policy, repo, restore, serve, status, thaw_guard, token, vm,
+    backup, cluster, completions, hook, host, job, man, policy, repo, restore, serve, status, storage, thaw_guard,
+    token, vm,
 };
 
 const EXAMPLES: &str = "\
@@ -90,9 +91,15 @@ pub enum Command {
     /// Bring back a whole VM or one disk
     #[command(subcommand)]
     Restore(restore::Command),
-    /// What the hypervisor runs and whether it is protected
+    /// What the hypervisor runs and whether it is protected; move it
     #[command(subcommand)]
     Vm(vm::Command),
+    /// Empty a host, take it into service again, compare CPUs
+    #[command(subcommand)]
+    Host(host::Command),
+    /// Storage pools: their room, and emptying one
+    #[command(subcommand)]
+    Storage(storage::Command),
     /// Run the daemon of this host: schedules, API, inventory
     Serve(serve::Args),
     /// What the daemon of this host knows, at a glance
@@ -106,6 +113,9 @@ pub enum Command {
     /// Tokens for the API over HTTPS
     #[command(subcommand)]
     Token(token::Command),
+    /// Several hosts as one: nodes, tokens to join, state
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     /// Print a completion script for a shell
     Completions(completions::Args),
     /// Print or write the manual pages

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use jiff::tz::TimeZone;
 use virtward_decide::pointref;
-use virtward_engine::{Dirs, Env};
+use virtward_engine::{Destination, Dirs, Env};
 use virtward_hypervisor::{Hypervisor, libvirt::Libvirt};
 use virtward_model::RestorePoint;
 use virtward_repo::{Error as RepoError, KeyInfo, Repository, Secret, Store, store};
@@ -157,9 +157,42 @@ pub fn point<'a>(app: &App, all: &'a [RestorePoint], text: &str) -> Result<&'a R
     Ok(point)
 }
 
-/// Connects to libvirt.
+/// Connects to the libvirt of the settings.
 pub async fn hypervisor(app: &App) -> Result<Arc<dyn Hypervisor>, Failure> {
-    let uri = &app.settings.connect;
+    libvirt(app, &app.settings.connect).await
+}
+
+/// Connects to another host: by its URI, or by its name the way this one is reached.
+pub async fn destination(app: &App, to: &str, address: Option<&str>) -> Result<Destination, Failure> {
+    let uri = host_uri(&app.settings.connect, to);
+    let address = address.map(str::to_owned).or_else(|| host_of(&uri).map(str::to_owned));
+    Ok(Destination { hypervisor: libvirt(app, &uri).await?, uri, address })
+}
+
+/// The URI of a host that is named like this, reached like the first one; over SSH if that is local.
+fn host_uri(connect: &str, to: &str) -> String {
+    if to.contains("://") {
+        return to.to_owned();
+    }
+    match host_of(connect) {
+        Some(host) => connect.replacen(host, to, 1),
+        None => format!("qemu+ssh://{to}/system"),
+    }
+}
+
+/// The host of a URI, without user and port; none if it is local.
+fn host_of(uri: &str) -> Option<&str> {
+    let (_, rest) = uri.split_once("://")?;
+    let authority = rest.split(['/', '?']).next()?;
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let host = match host.strip_prefix('[') {
+        Some(v6) => v6.split_once(']')?.0,
+        None => host.split(':').next()?,
+    };
+    (!host.is_empty()).then_some(host)
+}
+
+async fn libvirt(app: &App, uri: &str) -> Result<Arc<dyn Hypervisor>, Failure> {
     let connecting = Libvirt::connect(uri);
     tokio::select! {
         connected = connecting => match connected {
@@ -194,4 +227,22 @@ pub fn thaw_guard() -> Vec<String> {
     let program = program.and_then(|program| program.into_os_string().into_string().ok());
     let program = program.unwrap_or_else(|| "/proc/self/exe".into());
     vec![program, "internal".into(), "thaw-guard".into()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_reached_the_way_this_one_is() {
+        assert_eq!(host_uri("qemu:///system", "h2"), "qemu+ssh://h2/system");
+        assert_eq!(
+            host_uri("qemu+tls://root@h1:16514/system?pkipath=/p", "h2"),
+            "qemu+tls://root@h2:16514/system?pkipath=/p"
+        );
+        assert_eq!(host_uri("qemu:///system", "qemu+tcp://h3/system"), "qemu+tcp://h3/system");
+        assert_eq!(host_of("qemu+unix:///system?socket=/run/s"), None);
+        assert_eq!(host_of("qemu+tcp://[fd00::1]:16509/system"), Some("fd00::1"));
+        assert_eq!(host_of("qemu+ssh://admin@h2/system"), Some("h2"));
+    }
 }

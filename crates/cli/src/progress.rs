@@ -36,6 +36,8 @@ enum Mode {
 struct Subject {
     bar: ProgressBar,
     doing: &'static str,
+    /// Where it stands, in the words of the job.
+    detail: String,
     began: Instant,
     said: Instant,
     total: u64,
@@ -95,6 +97,7 @@ impl Progress {
         change(subjects.entry(name.to_owned()).or_insert_with(|| Subject {
             bar: self.bar(name),
             doing: "",
+            detail: String::new(),
             began: now,
             said: now,
             total: 0,
@@ -114,6 +117,7 @@ impl Progress {
         let now = Instant::now();
         (subject.doing, subject.began, subject.said) = (doing, now, now);
         (subject.total, subject.done) = (0, 0);
+        subject.detail.clear();
         match &self.mode {
             Mode::Silent => {}
             Mode::Plain => out::note(&format!("{}: {}", render::printable(name), doing)),
@@ -126,18 +130,36 @@ impl Progress {
         }
     }
 
+    fn detail(&self, name: &str, subject: &mut Subject, text: &str) {
+        text.clone_into(&mut subject.detail);
+        match &self.mode {
+            Mode::Bars(_) => {
+                subject.bar.set_style(detailed());
+                subject.bar.set_message(format!("{}: {}", subject.doing, render::printable(text)));
+            }
+            Mode::Plain if subject.said.elapsed() >= PLAIN_EVERY => {
+                subject.said = Instant::now();
+                out::note(&render::printable(&format!("{name}: {}: {text}", subject.doing)));
+            }
+            Mode::Plain | Mode::Silent => {}
+        }
+    }
+
     fn advance(&self, name: &str, subject: &mut Subject) {
         match &self.mode {
             Mode::Silent => {}
             Mode::Bars(_) => {
                 if subject.total > 0 && subject.bar.length() != Some(subject.total) {
-                    subject.bar.set_style(style(true));
+                    if subject.detail.is_empty() {
+                        subject.bar.set_style(style(true));
+                    }
                     subject.bar.set_length(subject.total);
                 }
                 subject.bar.set_position(subject.done);
             }
             Mode::Plain => {
-                if subject.said.elapsed() >= PLAIN_EVERY {
+                // A job that says more in its own words does so.
+                if subject.said.elapsed() >= PLAIN_EVERY && subject.detail.is_empty() {
                     subject.said = Instant::now();
                     let line = plain(subject.doing, subject.done, subject.total, subject.began.elapsed());
                     out::note(&format!("{}: {line}", render::printable(name)));
@@ -163,6 +185,7 @@ impl Observer for Progress {
                 subject.done = subject.done.max(bytes);
                 self.advance(name, subject);
             }
+            Event::Detail(text) => self.detail(name, subject, text),
             Event::Warning(_) => {}
         });
     }
@@ -176,6 +199,12 @@ fn style(sized: bool) -> ProgressStyle {
         false => "{prefix}: {spinner} {msg} {elapsed}",
     };
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+}
+
+fn detailed() -> ProgressStyle {
+    ProgressStyle::with_template("{prefix}: {msg} [{bar:20.cyan}] {elapsed}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
 }
 
 fn phase_name(phase: Phase) -> &'static str {

@@ -3,7 +3,12 @@
 
 pub mod admission;
 pub mod arbiter;
+pub mod assign;
+pub mod balance;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod ha;
+pub mod migration;
 pub mod placement;
 pub mod pointref;
 pub mod policy;

@@ -12,6 +12,8 @@ mod cancel;
 pub mod collect;
 mod env;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod ha;
 mod image;
 pub mod job;
@@ -24,6 +26,9 @@ pub use cancel::Cancel;
 pub use env::{Dirs, Env};
 pub use error::{Error, Result};
 pub use job::backup::{BackupMode, BackupOptions, Hooks, ImageSet, backup_images, backup_vm};
+pub use job::drain::{Assigned, DrainOptions, Drained, Left, drain_host};
+pub use job::migrate::{Destination, MigrateOptions, Migrated, MigrationPlan, migrate_vm, plan_migration};
+pub use job::move_disk::{DiskPlace, MoveDiskOptions, MovedDisk, move_disk};
 pub use job::restore::{
     DiskFormat, PlannedDisk, PlannedVm, RestoreDiskOptions, RestoreVmOptions, RestoredDisk, RestoredVm,
     plan_restore_vm, restore_disk, restore_vm,

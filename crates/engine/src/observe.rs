@@ -30,6 +30,8 @@ pub enum Event<'a> {
         /// Bytes.
         bytes: u64,
     },
+    /// Where it stands, in a few words that replace the last ones.
+    Detail(&'a str),
     /// Something the operator should know now; also kept in the result.
     Warning(&'a str),
 }

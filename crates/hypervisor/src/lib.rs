@@ -5,6 +5,8 @@
 //! `unsafe` stays inside `libvirt/ffi`. Not here: policy, retries beyond the connection, interpretation of backups.
 
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod libvirt;
 pub mod sim;
 mod types;
@@ -13,7 +15,7 @@ mod xml;
 use async_trait::async_trait;
 use tokio::sync::broadcast;
 use uuid::Uuid;
-use virtward_model::Vm;
+use virtward_model::{Fit, HostOffer, Machine, Pool, Vm, Volume};
 
 pub use error::{Error, ErrorKind, Result};
 pub use types::*;
@@ -37,6 +39,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Discards the memory that an inactive domain would resume from (`virsh managedsave`); whether there was any. Once
     /// its disks are other ones, resuming from it would ruin their file systems.
     async fn managed_save_remove(&self, _vm: Uuid) -> Result<bool> {
+        Ok(false)
+    }
+    /// Whether an inactive domain would resume from saved memory.
+    async fn managed_save(&self, _vm: Uuid) -> Result<bool> {
         Ok(false)
     }
     /// Whether a persistent domain starts with its host, before this call; from now on it does as `on` says.
@@ -63,6 +69,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn agent(&self, vm: Uuid, command: &str, timeout_s: u32) -> Result<String>;
     /// Freezes all guest file systems; the number frozen.
     async fn fs_freeze(&self, vm: Uuid) -> Result<u32>;
+    /// Opens whatever [`Hypervisor::fs_thaw`] needs, so that the guest does not wait for that frozen. A failure shows there.
+    async fn prepare_thaw(&self) {}
     /// Thaws all guest file systems; the number thawed.
     async fn fs_thaw(&self, vm: Uuid) -> Result<u32>;
 
@@ -83,10 +91,17 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn checkpoint_delete(&self, vm: Uuid, name: &str, metadata_only: bool) -> Result<()>;
     /// The persistent bitmaps that QEMU holds for each disk of an active domain.
     async fn bitmaps(&self, vm: Uuid) -> Result<Vec<DiskBitmap>>;
+    /// Each disk of an active domain with its virtual size in bytes, as QEMU serves it. Waits for whoever else asks QEMU
+    /// something, where [`Hypervisor::stats`] would tell what was last seen, or guess from the file.
+    async fn disk_sizes(&self, vm: Uuid) -> Result<Vec<(String, u64)>>;
     /// Removes one persistent bitmap from the active layer of a disk of an active domain, whatever made it.
     async fn bitmap_remove(&self, vm: Uuid, target: &str, bitmap: &str) -> Result<()>;
     /// One QMP command, answered with QEMU's `return` value. For what libvirt hides.
     async fn monitor(&self, vm: Uuid, command: &serde_json::Value) -> Result<serde_json::Value>;
+
+    /// What became of the last domain-wide job that ended, as far as the hypervisor remembers. After a migration the
+    /// destination tells.
+    async fn job_done(&self, vm: Uuid) -> Result<Option<JobInfo>>;
 
     /// Starts mirroring a disk of a running domain to another image.
     async fn block_copy(&self, vm: Uuid, target: &str, spec: &BlockCopySpec) -> Result<()>;
@@ -97,6 +112,32 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Migrates a domain to another host; returns when it runs there (or with the error that left it here).
     async fn migrate(&self, vm: Uuid, spec: &MigrateSpec) -> Result<()>;
+
+    /// Changes a migration that runs, or the downtime limit of one that will. [`ErrorKind::WrongState`] for the rest if
+    /// none runs.
+    async fn migration_steer(&self, vm: Uuid, steer: Steer) -> Result<()>;
+
+    /// What a domain asks of the host that runs it.
+    async fn machine(&self, vm: Uuid) -> Result<Machine>;
+    /// What this host offers.
+    async fn offer(&self) -> Result<HostOffer>;
+    /// Whether this host's hypervisor can run such a machine; `cpu` is the `<cpu>` that the guest sees, if it is known.
+    async fn fit(&self, machine: &Machine, cpu: Option<&str>) -> Result<Fit>;
+    /// The `<cpu>` with all that this host can give to such a machine.
+    async fn host_cpu(&self, machine: &Machine) -> Result<String>;
+    /// The `<cpu>` that hosts with these CPUs have in common.
+    async fn cpu_baseline(&self, machine: &Machine, cpus: &[String]) -> Result<String>;
+
+    /// Storage pools, sorted by name.
+    async fn pools(&self) -> Result<Vec<Pool>>;
+    /// The image at an absolute path of the host, if there is one.
+    async fn volume(&self, path: &str) -> Result<Option<Volume>>;
+    /// Free in a directory of the host, in bytes.
+    async fn room(&self, directory: &str) -> Result<u64>;
+    /// Makes an empty, thin image at an absolute path where nothing is; its directory must exist.
+    async fn volume_create(&self, path: &str, format: &str, capacity_bytes: u64) -> Result<()>;
+    /// Removes the image at an absolute path; whether there was one.
+    async fn volume_remove(&self, path: &str) -> Result<bool>;
 
     /// Subscribes to domain events. Lagging receivers lose the oldest; a lost connection is announced by
     /// [`DomainEventKind::ConnectionLost`] and its return by [`DomainEventKind::ConnectionRestored`].

@@ -41,6 +41,8 @@ pub struct UndefineOptions {
 pub struct StartOptions {
     /// Create the process with vCPUs stopped.
     pub paused: bool,
+    /// End the process when the connection ends, so that whoever needed it for a moment leaves nothing behind.
+    pub ends_with_us: bool,
 }
 
 /// Counters of one active domain. Monotonic since the domain's start, except memory.
@@ -225,12 +227,36 @@ pub struct JobInfo {
     pub scratch_used_bytes: u64,
     /// Backup: bytes of scratch space in all.
     pub scratch_total_bytes: u64,
-    /// Migration: dirty pages per second times page size, in bytes per second.
+    /// What only a migration tells.
+    pub migration: Option<MigrationInfo>,
+}
+
+/// Progress of a migration, or what it came to. Bytes of memory unless disks are named.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationInfo {
+    /// Memory in all.
+    pub memory_total_bytes: u64,
+    /// Memory sent, more than once included.
+    pub memory_processed_bytes: u64,
+    /// Memory left in this pass.
+    pub memory_remaining_bytes: u64,
+    /// Memory sent per second of late.
+    pub memory_bytes_s: u64,
+    /// Non-shared disks in all; 0 without any.
+    pub disk_total_bytes: u64,
+    /// Non-shared disks: left.
+    pub disk_remaining_bytes: u64,
+    /// Memory that the guest dirties per second.
     pub dirty_rate_bytes_s: u64,
-    /// Migration: expected downtime, in milliseconds.
+    /// While it runs: expected downtime. When it is done: from the stop of the vCPUs here to their run there. In
+    /// milliseconds.
     pub downtime_ms: Option<u64>,
-    /// Migration: number of the pass over memory.
-    pub iteration: Option<u64>,
+    /// Number of the pass over memory; 0 before the first.
+    pub iteration: u64,
+    /// How much of their time the vCPUs are held back by auto-converge, in percent.
+    pub throttle_percent: u64,
+    /// Pages that the guest asked for after a switch to post-copy.
+    pub postcopy_requests: u64,
 }
 
 /// Target of a block copy.
@@ -272,14 +298,52 @@ pub struct MigrateSpec {
     pub persist: bool,
     /// Skip libvirt's checks of cache modes and shared storage.
     pub force_unsafe: bool,
+    /// Non-shared disks to copy, by target; empty for all.
+    pub disks: Vec<String>,
     /// Allow a switch to post-copy.
     pub postcopy: bool,
     /// Throttle the guest's CPUs until it converges.
     pub auto_converge: bool,
     /// Number of parallel connections; 0 is one without multifd.
     pub parallel: u32,
+    /// How memory is compressed.
+    pub compression: Option<Compression>,
+    /// Encrypt and authenticate the data by the hosts' own certificates.
+    pub tls: bool,
+    /// Name that the destination's certificate must have; none takes it from the address.
+    pub tls_name: Option<String>,
     /// Bandwidth in MiB/s; 0 is none.
     pub bandwidth_mib_s: u64,
+}
+
+/// How a migration compresses memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// zstd, over parallel connections.
+    Zstd,
+    /// zlib, over parallel connections.
+    Zlib,
+    /// Differences to pages sent before, on one connection.
+    Xbzrle,
+}
+
+/// A change to a migration that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steer {
+    /// Switch over when the rest is expected to take no longer than this.
+    MaxDowntime {
+        /// Milliseconds.
+        ms: u64,
+    },
+    /// Send no faster than this.
+    Bandwidth {
+        /// MiB/s.
+        mib_s: u64,
+    },
+    /// Run the guest at the destination now and fetch the rest of its memory as it is needed. Needs
+    /// [`MigrateSpec::postcopy`]. From here on a failure of either host or the network loses the running guest.
+    Postcopy,
 }
 
 /// Something happened to a domain or to the connection.
@@ -345,6 +409,11 @@ pub enum DomainEventKind {
     },
     /// A domain-wide job ended.
     JobCompleted,
+    /// A migration begins another pass over memory.
+    MigrationPass {
+        /// Number of the pass.
+        iteration: u64,
+    },
     /// The connection broke; calls fail until it is restored.
     ConnectionLost,
     /// The connection works again; state must be read anew.

@@ -4,6 +4,7 @@
 //! Plain data with parsing, formatting and serialisation. No I/O, no clock, no decisions.
 
 pub mod age;
+pub mod machine;
 pub mod point;
 pub mod policy;
 pub mod retention;
@@ -12,8 +13,10 @@ pub mod time;
 pub mod units;
 pub mod vm;
 pub mod world;
+pub mod xml;
 
 pub use age::{Age, ParseAgeError};
+pub use machine::{CpuAsk, CpuFit, DiskUse, Fit, HostOffer, Link, Machine, Nic, Pool, Tie, TieKind, Volume};
 pub use point::{
     BackupKind, CopiedFrom, DiskRecord, PointId, QuiesceOutcome, QuiesceRecord, QuiesceRequest, RestorePoint,
     SourceKind, TrackingRecord, TrackingState,

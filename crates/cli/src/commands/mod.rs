@@ -1,8 +1,10 @@
 //! One file per command: its arguments, its help, and what it does.
 
 pub mod backup;
+pub mod cluster;
 pub mod completions;
 pub mod hook;
+pub mod host;
 pub mod job;
 pub mod man;
 pub mod policy;
@@ -10,6 +12,7 @@ pub mod repo;
 pub mod restore;
 pub mod serve;
 pub mod status;
+pub mod storage;
 pub mod thaw_guard;
 pub mod token;
 pub mod vm;

@@ -4,17 +4,31 @@
 //! may be wanted twice at the cost of speed (CPU, I/O, network), and rules that must or should be kept.
 //!
 //! - [`place`] finds hosts for VMs that run nowhere, without moving others.
+//! - [`plan()`] moves VMs, in steps that can be carried out; [`check`] is the linter that accepts what it makes.
 //! - [`crate::admission`] says whether room is left for failures.
 //!
 //! A "no" that is proved is told apart from "none was found".
 
+mod even;
+mod lint;
 mod pack;
 mod place;
+mod planner;
+mod route;
 mod space;
 
+pub use even::{Evening, migration_seconds};
+pub use lint::{Violation, check};
 pub use pack::Impossible;
 pub use place::{Line, Outcome, Place, Placement, Purpose, Report, Request, place};
-pub(crate) use {pack::*, space::*};
+pub use planner::{Because, Goal, Plan, PlanReport, Reason, SetAside, Step, plan};
+pub(crate) use {
+    even::{hottest, percent},
+    pack::*,
+    place::blocked,
+    route::*,
+    space::*,
+};
 
 use serde::{Deserialize, Serialize};
 use virtward_model::world::{HostState, Resource};

@@ -7,16 +7,20 @@ use async_trait::async_trait;
 use tokio::sync::broadcast;
 use uuid::Uuid;
 use virt_sys as v;
-use virtward_model::{DiskSource, Vm, VmState};
+use virtward_model::{DiskSource, Fit, HostOffer, Machine, Pool, Vm, VmState, Volume};
 
 use super::error::{Attempt, Fault};
 use super::ffi::{Conn, Domain, ParamsBuilder};
 use super::known::Known;
-use super::{CHANGE, Class, LIST, Libvirt, MIGRATE, READ, START, STATS, Shape, URGENT, invalid, numbers, qmp};
+use super::{
+    CHANGE, Class, LIST, Libvirt, MIGRATE, READ, START, STATS, STORAGE, Shape, URGENT, invalid, migrate, numbers,
+    offer, qmp, storage,
+};
 use crate::xml::{self, CheckpointXml, DomainXml};
 use crate::{
     BackupSpec, BlockCopySpec, BlockJobInfo, CheckpointInfo, CheckpointSpec, DiskBitmap, DomainEvent, DomainStats,
-    ErrorKind, HostInfo, Hypervisor, JobInfo, MigrateSpec, Result, StartOptions, UndefineOptions, XmlView,
+    ErrorKind, HostInfo, Hypervisor, JobInfo, JobKind, MigrateSpec, Result, StartOptions, Steer, UndefineOptions,
+    XmlView,
 };
 
 /// Longest agent timeout that libvirt is given.
@@ -103,6 +107,10 @@ impl Hypervisor for Libvirt {
         .await
     }
 
+    async fn managed_save(&self, vm: Uuid) -> Result<bool> {
+        self.call(READ, "look for saved memory of", vm, |_, d| Ok(d.has_managed_save()?)).await
+    }
+
     async fn managed_save_remove(&self, vm: Uuid) -> Result<bool> {
         self.call(CHANGE, "discard the saved memory of", vm, |_, d| {
             let saved = d.has_managed_save()?;
@@ -115,7 +123,9 @@ impl Hypervisor for Libvirt {
     }
 
     async fn start(&self, vm: Uuid, options: StartOptions) -> Result<()> {
-        let flags = if options.paused { v::VIR_DOMAIN_START_PAUSED } else { 0 };
+        let paused = if options.paused { v::VIR_DOMAIN_START_PAUSED } else { 0 };
+        let ends = if options.ends_with_us { v::VIR_DOMAIN_START_AUTODESTROY } else { 0 };
+        let flags = paused | ends;
         self.call(START, "start", vm, move |_, d| Ok(d.start(flags)?)).await
     }
 
@@ -174,6 +184,10 @@ impl Hypervisor for Libvirt {
         count(verb, &self.agent_call(Class::Agent, verb, vm, command, FREEZE_TIMEOUT_S).await?)
     }
 
+    async fn prepare_thaw(&self) {
+        let _ = self.host_call(URGENT, "reach", "", |_| Ok(())).await;
+    }
+
     async fn fs_thaw(&self, vm: Uuid) -> Result<u32> {
         let command = r#"{"execute":"guest-fsfreeze-thaw"}"#;
         let verb = "thaw the file systems of";
@@ -206,7 +220,7 @@ impl Hypervisor for Libvirt {
             if !d.is_active()? {
                 return Ok(None);
             }
-            let (kind, params) = d.job()?;
+            let (kind, params) = d.job(false)?;
             Ok(numbers::job(kind, &params))
         })
         .await
@@ -214,6 +228,14 @@ impl Hypervisor for Libvirt {
 
     async fn abort_job(&self, vm: Uuid) -> Result<()> {
         self.call(URGENT, "abort the job of", vm, |_, d| Ok(d.abort_job()?)).await
+    }
+
+    async fn job_done(&self, vm: Uuid) -> Result<Option<JobInfo>> {
+        self.call(READ, "read the last job of", vm, |_, d| {
+            let (_, params) = d.job(true)?;
+            Ok(numbers::job(v::VIR_DOMAIN_JOB_BOUNDED, &params).filter(|_| params.u64("operation").is_some()))
+        })
+        .await
     }
 
     async fn checkpoints(&self, vm: Uuid) -> Result<Vec<CheckpointInfo>> {
@@ -264,6 +286,14 @@ impl Hypervisor for Libvirt {
         .await
     }
 
+    async fn disk_sizes(&self, vm: Uuid) -> Result<Vec<(String, u64)>> {
+        self.call(READ, "read the disks' sizes of", vm, |_, d| {
+            active(d)?;
+            qmp::sizes(d)
+        })
+        .await
+    }
+
     async fn bitmap_remove(&self, vm: Uuid, target: &str, bitmap: &str) -> Result<()> {
         let verb = format!("remove bitmap {bitmap} from {target} of");
         let (target, bitmap) = (target.to_owned(), bitmap.to_owned());
@@ -288,7 +318,8 @@ impl Hypervisor for Libvirt {
                 params.u64("bandwidth", spec.bandwidth_bytes_s)?;
             }
             let reuse = if spec.reuse { v::VIR_DOMAIN_BLOCK_COPY_REUSE_EXT } else { 0 };
-            let flags = reuse | v::VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB;
+            // The guest cannot write faster than the copy follows.
+            let flags = reuse | v::VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB | v::VIR_DOMAIN_BLOCK_COPY_SYNCHRONOUS_WRITES;
             Ok(d.block_copy(&target, &xml::block_copy(&spec), &params, flags)?)
         })
         .await
@@ -317,9 +348,79 @@ impl Hypervisor for Libvirt {
         let (verb, spec) = (format!("migrate to {}:", spec.destination), spec.clone());
         self.call(MIGRATE, &verb, vm, move |_, d| {
             no_job(d)?;
-            migrate(d, &spec)
+            migrate::run(d, &spec)
         })
         .await
+    }
+
+    async fn migration_steer(&self, vm: Uuid, steer: Steer) -> Result<()> {
+        let verb = match steer {
+            Steer::MaxDowntime { .. } => "set the longest downtime of",
+            Steer::Bandwidth { .. } => "set the migration bandwidth of",
+            Steer::Postcopy => "switch to post-copy:",
+        };
+        self.call(URGENT, verb, vm, move |_, d| {
+            let (kind, params) = d.job(false)?;
+            match (numbers::job(kind, &params), steer) {
+                (None, Steer::MaxDowntime { .. }) => migrate::steer(d, steer),
+                (Some(job), _) if job.kind == JobKind::MigrationOut => migrate::steer(d, steer),
+                _ => Err(Fault::new(ErrorKind::WrongState, "no migration runs")),
+            }
+        })
+        .await
+    }
+
+    async fn machine(&self, vm: Uuid) -> Result<Machine> {
+        self.call(READ, "read the machine of", vm, |_, d| {
+            let view = v::VIR_DOMAIN_XML_MIGRATABLE | v::VIR_DOMAIN_XML_SECURE;
+            Ok(xml::machine(&d.xml(view)?)?)
+        })
+        .await
+    }
+
+    async fn offer(&self) -> Result<HostOffer> {
+        self.host_call(READ, "describe the host", "", offer::offer).await
+    }
+
+    async fn fit(&self, machine: &Machine, cpu: Option<&str>) -> Result<Fit> {
+        let (machine, cpu) = (machine.clone(), cpu.map(str::to_owned));
+        let body = move |conn: &Conn| offer::fit(conn, &machine, cpu.as_deref());
+        self.host_call(READ, "compare CPUs", "", body).await
+    }
+
+    async fn host_cpu(&self, machine: &Machine) -> Result<String> {
+        let machine = machine.clone();
+        self.host_call(READ, "read the host's CPU", "", move |conn| offer::host_cpu(conn, &machine)).await
+    }
+
+    async fn cpu_baseline(&self, machine: &Machine, cpus: &[String]) -> Result<String> {
+        let (machine, cpus) = (machine.clone(), cpus.to_vec());
+        self.host_call(READ, "find the common CPU", "", move |conn| offer::baseline(conn, &machine, &cpus)).await
+    }
+
+    async fn pools(&self) -> Result<Vec<Pool>> {
+        self.host_call(LIST, "list the storage pools", "", storage::pools).await
+    }
+
+    async fn volume(&self, path: &str) -> Result<Option<Volume>> {
+        let wanted = path.to_owned();
+        self.host_call(STORAGE, "look for", path, move |conn| storage::volume(conn, &wanted)).await
+    }
+
+    async fn room(&self, directory: &str) -> Result<u64> {
+        let wanted = directory.to_owned();
+        self.host_call(STORAGE, "look for room in", directory, move |conn| storage::room(conn, &wanted)).await
+    }
+
+    async fn volume_create(&self, path: &str, format: &str, capacity_bytes: u64) -> Result<()> {
+        let (wanted, format) = (path.to_owned(), format.to_owned());
+        let body = move |conn: &Conn| storage::create(conn, &wanted, &format, capacity_bytes);
+        self.host_call(STORAGE, "make", path, body).await
+    }
+
+    async fn volume_remove(&self, path: &str) -> Result<bool> {
+        let wanted = path.to_owned();
+        self.host_call(STORAGE, "remove", path, move |conn| storage::remove(conn, &wanted)).await
     }
 
     fn events(&self) -> broadcast::Receiver<DomainEvent> {
@@ -350,7 +451,7 @@ impl Libvirt {
 }
 
 /// The number that a freeze or thaw answers with.
-fn count(verb: &str, answer: &str) -> Result<u32> {
+pub(super) fn count(verb: &str, answer: &str) -> Result<u32> {
     let number = serde_json::from_str::<serde_json::Value>(answer).ok().and_then(|a| a.get("return")?.as_u64());
     number.and_then(|n| u32::try_from(n).ok()).ok_or_else(|| {
         Fault::new(ErrorKind::AgentUnavailable, format!("unexpected answer: {answer:.200}")).into_error(verb, "")
@@ -383,7 +484,7 @@ fn no_job(domain: &Domain) -> Attempt<()> {
     if !domain.is_active()? {
         return Ok(());
     }
-    let (kind, params) = domain.job()?;
+    let (kind, params) = domain.job(false)?;
     match numbers::job(kind, &params) {
         None => Ok(()),
         Some(job) => Err(Fault::new(ErrorKind::Busy, format!("a job of kind {:?} runs already", job.kind))),
@@ -440,35 +541,4 @@ fn state(state: u32) -> VmState {
         v::VIR_DOMAIN_CRASHED => VmState::Crashed,
         _ => VmState::Other,
     }
-}
-
-fn migrate(domain: &Domain, spec: &MigrateSpec) -> Attempt<()> {
-    let mut params = ParamsBuilder::new();
-    if let Some(uri) = &spec.data_uri {
-        params.text("migrate_uri", uri)?;
-    }
-    if spec.bandwidth_mib_s > 0 {
-        params.u64("bandwidth", spec.bandwidth_mib_s)?;
-    }
-    // Peer to peer: the two daemons finish it without us, should we go away.
-    let mut flags = v::VIR_MIGRATE_PEER2PEER | v::VIR_MIGRATE_ABORT_ON_ERROR;
-    for (wanted, flag) in [
-        (spec.live, v::VIR_MIGRATE_LIVE),
-        (spec.with_storage, v::VIR_MIGRATE_NON_SHARED_DISK),
-        (spec.persist, v::VIR_MIGRATE_PERSIST_DEST),
-        (spec.persist && domain.is_persistent()?, v::VIR_MIGRATE_UNDEFINE_SOURCE),
-        (spec.force_unsafe, v::VIR_MIGRATE_UNSAFE),
-        (spec.postcopy, v::VIR_MIGRATE_POSTCOPY),
-        (spec.auto_converge, v::VIR_MIGRATE_AUTO_CONVERGE),
-        (spec.parallel > 0, v::VIR_MIGRATE_PARALLEL),
-        (!domain.is_active()?, v::VIR_MIGRATE_OFFLINE),
-    ] {
-        if wanted {
-            flags |= flag;
-        }
-    }
-    if spec.parallel > 0 {
-        params.int("parallel.connections", i32::try_from(spec.parallel).unwrap_or(i32::MAX))?;
-    }
-    Ok(domain.migrate(&spec.destination, &params, flags)?)
 }

@@ -52,6 +52,9 @@ pub(super) fn translate(event: RawEvent) -> Translated {
         RawEvent::Agent { connected } => DomainEventKind::Agent { connected },
         RawEvent::BlockJob { target, status } => DomainEventKind::BlockJob { target, status: word(&BLOCK_JOB, status) },
         RawEvent::JobCompleted => DomainEventKind::JobCompleted,
+        RawEvent::MigrationPass { iteration } => {
+            DomainEventKind::MigrationPass { iteration: u64::try_from(iteration).unwrap_or(0) }
+        }
     })
 }
 

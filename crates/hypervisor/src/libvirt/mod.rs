@@ -17,9 +17,12 @@ mod events;
 mod ffi;
 mod known;
 mod lane;
+mod migrate;
 mod numbers;
+mod offer;
 mod qmp;
 mod session;
+mod storage;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +35,12 @@ use ffi::{Conn, Domain};
 use known::Known;
 use lane::{ABANDONED_MAX, Lane, LaneError};
 use session::Session;
+
+/// Reads `text` as every kind of answer of QEMU and of guest agents; for fuzzing.
+pub(crate) fn any_answer(text: &str) {
+    let _ = calls::count("fuzz", text);
+    qmp::any(text);
+}
 
 /// Longest wait for the first connection (an SSH login may be part of it).
 const CONNECT_LIMIT: Duration = Duration::from_secs(40);
@@ -98,6 +107,8 @@ const LIST: Shape = Shape::new(Class::Main, 180, true);
 const STATS: Shape = Shape::new(Class::Stats, 60, true);
 const URGENT: Shape = Shape::new(Class::Urgent, 60, false);
 const START: Shape = Shape::new(Class::Long, 600, false);
+/// Looking into a directory opens every image in it, and the storage may be slow.
+const STORAGE: Shape = Shape::new(Class::Main, 120, false);
 /// A migration ends when it ends; whoever drives it aborts the job. A day only keeps the promise of a bound.
 const MIGRATE: Shape = Shape::new(Class::Long, 24 * 3600, false);
 

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::ffi::Params;
-use crate::{DiskStats, DomainStats, JobInfo, JobKind, NetStats};
+use crate::{DiskStats, DomainStats, JobInfo, JobKind, MigrationInfo, NetStats};
 
 /// Most vCPUs, disks or interfaces read from one record; guards against a nonsensical count.
 const GROUP_MAX: u64 = 4096;
@@ -82,8 +82,23 @@ pub(super) fn job(kind: u32, p: &Params) -> Option<JobInfo> {
         remaining_bytes: sum("data_remaining", "disk_remaining"),
         scratch_used_bytes: n("disk_temp_used"),
         scratch_total_bytes: n("disk_temp_total"),
+        migration: matches!(kind, JobKind::MigrationOut | JobKind::MigrationIn).then(|| migration(p)),
+    })
+}
+
+fn migration(p: &Params) -> MigrationInfo {
+    let n = |key: &str| p.u64(key).unwrap_or(0);
+    MigrationInfo {
+        memory_total_bytes: n("memory_total"),
+        memory_processed_bytes: n("memory_processed"),
+        memory_remaining_bytes: n("memory_remaining"),
+        memory_bytes_s: n("memory_bps"),
+        disk_total_bytes: n("disk_total"),
+        disk_remaining_bytes: n("disk_remaining"),
         dirty_rate_bytes_s: n("memory_dirty_rate").saturating_mul(n("memory_page_size")),
         downtime_ms: p.u64("downtime"),
-        iteration: p.u64("memory_iteration"),
-    })
+        iteration: n("memory_iteration"),
+        throttle_percent: n("auto_converge_throttle"),
+        postcopy_requests: n("memory_postcopy_requests"),
+    }
 }

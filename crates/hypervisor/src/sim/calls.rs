@@ -7,19 +7,19 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use uuid::Uuid;
-use virtward_model::{Vm, VmState};
+use virtward_model::{Fit, HostOffer, Machine, Pool, Vm, VmState, Volume};
 
 use super::disk::Bitmap;
 use super::domain::{Domain, Job};
-use super::{AgentMode, Around, Outcome, SimHost, announce, no_domain, refuse};
+use super::{AgentMode, Around, Outcome, SimHost, VERSIONS, announce, no_domain, refuse};
 use crate::{
     BackupSpec, BlockCopySpec, BlockJobInfo, CheckpointInfo, CheckpointSpec, DiskBitmap, DiskStats, DomainEvent,
-    DomainEventKind, DomainStats, ErrorKind, HostInfo, Hypervisor, JobInfo, JobKind, MigrateSpec, Result, StartOptions,
-    UndefineOptions, XmlView, xml,
+    DomainEventKind, DomainStats, ErrorKind, HostInfo, Hypervisor, JobInfo, JobKind, MigrateSpec, MigrationInfo,
+    Result, StartOptions, Steer, UndefineOptions, XmlView, xml,
 };
 
-/// Versions that the simulated host claims: what the rules were taken from.
-const VERSIONS: (u64, u64) = (11_003_000, 10_000_002);
+/// The CPU of every simulated host.
+const CPU: &str = "<cpu mode='custom' match='exact'><model>qemu64</model></cpu>";
 
 #[async_trait]
 impl Hypervisor for SimHost {
@@ -213,9 +213,7 @@ impl Hypervisor for SimHost {
                 remaining_bytes: 0,
                 scratch_used_bytes: job.scratch_used_bytes,
                 scratch_total_bytes: total,
-                dirty_rate_bytes_s: 0,
-                downtime_ms: None,
-                iteration: None,
+                migration: None,
             }))
         })
     }
@@ -230,6 +228,10 @@ impl Hypervisor for SimHost {
             d.end_job(around);
             Ok(())
         })
+    }
+
+    async fn job_done(&self, vm: Uuid) -> Result<Option<JobInfo>> {
+        self.on("job_done", "read the last job of", vm, |d, _| Ok(d.done.clone()))
     }
 
     async fn checkpoints(&self, vm: Uuid) -> Result<Vec<CheckpointInfo>> {
@@ -302,6 +304,14 @@ impl Hypervisor for SimHost {
                     dirty_bytes: b.dirty_bytes(),
                 })
                 .collect())
+        })
+    }
+
+    async fn disk_sizes(&self, vm: Uuid) -> Result<Vec<(String, u64)>> {
+        self.on("disk_sizes", "read the disks' sizes of", vm, |d, around| {
+            d.active()?;
+            let size = |path: &str| around.world.images.get(path).map_or(0, |image| image.size_bytes);
+            Ok(d.disks.iter().map(|disk| (disk.target.clone(), disk.source.path().map_or(0, size))).collect())
         })
     }
 
@@ -382,6 +392,70 @@ impl Hypervisor for SimHost {
 
     async fn migrate(&self, vm: Uuid, spec: &MigrateSpec) -> Result<()> {
         self.on("migrate", &format!("migrate to {}:", spec.destination), vm, |d, around| migrate(d, around, spec))
+    }
+
+    async fn migration_steer(&self, vm: Uuid, steer: Steer) -> Result<()> {
+        self.on("migration_steer", "steer the migration of", vm, |d, _| match &d.job {
+            None if matches!(steer, Steer::MaxDowntime { .. }) => d.active(),
+            Some(job) if job.kind == JobKind::MigrationOut => Ok(()),
+            _ => Err(refuse(ErrorKind::WrongState, "no migration runs")),
+        })
+    }
+
+    async fn machine(&self, vm: Uuid) -> Result<Machine> {
+        self.on("machine", "read the machine of", vm, |d, _| {
+            xml::machine(&d.xml).map_err(|e| refuse(ErrorKind::Invalid, e.to_string()))
+        })
+    }
+
+    async fn offer(&self) -> Result<HostOffer> {
+        self.call("offer", "describe the host", |world, name| Ok(world.hosts[name].offer.clone()))
+    }
+
+    async fn fit(&self, _machine: &Machine, _cpu: Option<&str>) -> Result<Fit> {
+        self.call("fit", "compare CPUs", |world, name| Ok(world.hosts[name].fit.clone()))
+    }
+
+    async fn host_cpu(&self, _machine: &Machine) -> Result<String> {
+        self.call("host_cpu", "read the host's CPU", |_, _| Ok(CPU.to_owned()))
+    }
+
+    async fn cpu_baseline(&self, _machine: &Machine, _cpus: &[String]) -> Result<String> {
+        self.call("cpu_baseline", "find the common CPU", |_, _| Ok(CPU.to_owned()))
+    }
+
+    async fn pools(&self) -> Result<Vec<Pool>> {
+        self.call("pools", "list the storage pools", |_, _| Ok(Vec::new()))
+    }
+
+    async fn volume(&self, path: &str) -> Result<Option<Volume>> {
+        self.call("volume", &format!("look for {path}"), |world, _| {
+            let found = world.images.get(path);
+            Ok(found.map(|image| Volume {
+                path: path.to_owned(),
+                format: "qcow2".to_owned(),
+                capacity_bytes: image.size_bytes,
+                allocation_bytes: image.size_bytes,
+            }))
+        })
+    }
+
+    async fn room(&self, directory: &str) -> Result<u64> {
+        self.call("room", &format!("look for room in {directory}"), |_, _| Ok(1 << 40))
+    }
+
+    async fn volume_create(&self, path: &str, _format: &str, capacity_bytes: u64) -> Result<()> {
+        self.call("volume_create", &format!("make {path}"), |world, _| {
+            if world.images.contains_key(path) {
+                return Err(refuse(ErrorKind::Invalid, format!("storage vol '{path}' already exists")));
+            }
+            world.image(path).size_bytes = capacity_bytes;
+            Ok(())
+        })
+    }
+
+    async fn volume_remove(&self, path: &str) -> Result<bool> {
+        self.call("volume_remove", &format!("remove {path}"), |world, _| Ok(world.images.remove(path).is_some()))
     }
 
     fn events(&self) -> broadcast::Receiver<DomainEvent> {
@@ -538,6 +612,7 @@ fn migrate(domain: &mut Domain, around: &mut Around<'_>, spec: &MigrateSpec) -> 
     }
     arrived.persistent = spec.persist || known.is_some();
     arrived.state = domain.state;
+    arrived.done = Some(done(domain.memory_bytes));
     arrived.disks.clone_from(&domain.disks);
     (arrived.agent, arrived.frozen) = (domain.agent, domain.frozen);
     // Bitmaps travel with the images; what the source knew of checkpoints stays there.
@@ -562,4 +637,25 @@ fn migrate(domain: &mut Domain, around: &mut Around<'_>, spec: &MigrateSpec) -> 
         host.domains.insert(arrived.uuid, arrived);
     }
     Ok(())
+}
+
+/// What is told of a migration that is done.
+fn done(memory_bytes: u64) -> JobInfo {
+    let migration = MigrationInfo {
+        memory_total_bytes: memory_bytes,
+        memory_processed_bytes: memory_bytes,
+        downtime_ms: Some(30),
+        iteration: 2,
+        ..MigrationInfo::default()
+    };
+    JobInfo {
+        kind: JobKind::MigrationIn,
+        elapsed_ms: 1000,
+        total_bytes: memory_bytes,
+        processed_bytes: memory_bytes,
+        remaining_bytes: 0,
+        scratch_used_bytes: 0,
+        scratch_total_bytes: 0,
+        migration: Some(migration),
+    }
 }

@@ -8,7 +8,7 @@ use virtward_model::{Disk, Vm, VmState};
 use super::disk::LiveBitmaps;
 use super::{AgentMode, Around, Outcome, World, refuse};
 use crate::xml::DomainXml;
-use crate::{BackupSpec, BlockCopySpec, CheckpointInfo, DomainEventKind, ErrorKind, JobKind};
+use crate::{BackupSpec, BlockCopySpec, CheckpointInfo, DomainEventKind, ErrorKind, JobInfo, JobKind};
 
 /// A domain of one host.
 pub(super) struct Domain {
@@ -26,6 +26,8 @@ pub(super) struct Domain {
     pub(super) agent: AgentMode,
     pub(super) frozen: u32,
     pub(super) job: Option<Job>,
+    /// The last migration that brought it here.
+    pub(super) done: Option<JobInfo>,
     pub(super) copies: BTreeMap<String, BlockCopySpec>,
     pub(super) checkpoints: Vec<CheckpointInfo>,
     /// Per target, what QEMU holds while it runs.
@@ -64,6 +66,7 @@ impl Domain {
             agent: AgentMode::Absent,
             frozen: 0,
             job: None,
+            done: None,
             copies: BTreeMap::new(),
             checkpoints: Vec::new(),
             live: BTreeMap::new(),

@@ -1,7 +1,7 @@
 //! What tests do to a simulated host: guests that write, and everything that goes wrong.
 
 use uuid::Uuid;
-use virtward_model::VmState;
+use virtward_model::{Fit, HostOffer, VmState};
 
 use super::domain::Domain;
 use super::{Around, SimHost, World, announce};
@@ -110,6 +110,14 @@ impl SimHost {
         let mut world = self.lock();
         if let Some(host) = world.hosts.get_mut(&self.name) {
             host.failures.entry(method.to_owned()).or_default().push((kind, message.to_owned()));
+        }
+    }
+
+    /// Changes what the host offers and what it says of machines that might come.
+    pub fn set_offer(&self, change: impl FnOnce(&mut HostOffer, &mut Fit)) {
+        let mut world = self.lock();
+        if let Some(host) = world.hosts.get_mut(&self.name) {
+            change(&mut host.offer, &mut host.fit);
         }
     }
 

@@ -22,6 +22,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
+use virtward_model::{CpuFit, Fit, HostOffer};
+
 use crate::{DomainEvent, DomainEventKind, Error, ErrorKind, Result};
 use disk::Image;
 use domain::Domain;
@@ -29,6 +31,8 @@ pub use faults::AgentMode;
 
 /// Events kept for a receiver that lags.
 const EVENTS_KEPT: usize = 1024;
+/// Versions that a simulated host claims: what the rules were taken from.
+const VERSIONS: (u64, u64) = (11_003_000, 10_000_002);
 /// Time of the first checkpoint, in seconds since 1970.
 const EPOCH_S: i64 = 1_700_000_000;
 
@@ -60,6 +64,8 @@ struct Host {
     powered: bool,
     closed: bool,
     domains: BTreeMap<Uuid, Domain>,
+    offer: HostOffer,
+    fit: Fit,
     /// Errors that the next calls of a method return.
     failures: BTreeMap<String, Vec<(ErrorKind, String)>>,
     events: broadcast::Sender<DomainEvent>,
@@ -80,6 +86,18 @@ impl SimWorld {
             powered: true,
             closed: false,
             domains: BTreeMap::new(),
+            offer: HostOffer {
+                name: name.to_owned(),
+                uuid: name_uuid("host", name),
+                libvirt_version: VERSIONS.0,
+                qemu_version: VERSIONS.1,
+                cpus: 8,
+                memory_total_bytes: 64 << 30,
+                memory_available_bytes: 48 << 30,
+                networks: vec!["default".to_owned()],
+                links: Some(Vec::new()),
+            },
+            fit: Fit { machine: None, cpu: CpuFit::Identical },
             failures: BTreeMap::new(),
             events: broadcast::Sender::new(EVENTS_KEPT),
         });

@@ -82,6 +82,21 @@ pub(crate) fn block_copy(spec: &BlockCopySpec) -> String {
     format!("<disk type='file'><source file='{}'/><driver type='{}'/></disk>", Esc(&spec.path), Esc(&spec.format))
 }
 
+/// A directory as a pool of its own, for as long as it is needed.
+pub(crate) fn open_directory(name: &str, path: &str) -> String {
+    format!("<pool type='dir'><name>{}</name><target><path>{}</path></target></pool>", Esc(name), Esc(path))
+}
+
+/// An empty image that takes no more room than it must.
+pub(crate) fn new_volume(name: &str, format: &str, capacity_bytes: u64) -> String {
+    format!(
+        "<volume><name>{}</name><capacity unit='bytes'>{capacity_bytes}</capacity><allocation unit='bytes'>0</allocation>\
+         <target><format type='{}'/></target></volume>",
+        Esc(name),
+        Esc(format)
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -27,7 +27,7 @@ pub async fn states_and_transitions(bench: &dyn Bench) {
     expect_kind(hv.reset(id).await, ErrorKind::WrongState);
     expect_kind(hv.shutdown(id).await, ErrorKind::WrongState);
 
-    hv.start(id, StartOptions { paused: true }).await.expect("start paused");
+    hv.start(id, StartOptions { paused: true, ..Default::default() }).await.expect("start paused");
     event(&mut events, id, "started", |k| matches!(k, Kind::Started { detail } if detail == "booted")).await;
     assert_eq!(guest.vm().await.state, VmState::Paused);
     expect_kind(hv.start(id, StartOptions::default()).await, ErrorKind::WrongState);

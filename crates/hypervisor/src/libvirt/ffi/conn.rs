@@ -1,6 +1,6 @@
 //! A connection to libvirt, and what is asked of the host rather than of one domain.
 
-use std::ffi::{c_int, c_uint, c_ulong};
+use std::ffi::{c_uint, c_ulong};
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,12 +20,6 @@ unsafe impl Send for Conn {}
 // SAFETY: as above.
 unsafe impl Sync for Conn {}
 
-/// A storage volume's place on the host.
-pub(in crate::libvirt) struct VolumePath {
-    pub(in crate::libvirt) path: String,
-    pub(in crate::libvirt) is_block: bool,
-}
-
 impl Conn {
     /// Opens `uri`; blocks for as long as the transport takes. Starts the event loop first, as keepalive needs it.
     pub(in crate::libvirt) fn open(uri: &str) -> VirResult<Conn> {
@@ -39,7 +33,7 @@ impl Conn {
         Ok(Conn { ptr, registration: Mutex::new(None) })
     }
 
-    fn raw(&self) -> virt_sys::virConnectPtr {
+    pub(super) fn raw(&self) -> virt_sys::virConnectPtr {
         self.ptr.as_ptr()
     }
 
@@ -145,30 +139,6 @@ impl Conn {
         // SAFETY: the list came from virConnectGetAllDomainStats, is freed once and not used again.
         unsafe { virt_sys::virDomainStatsRecordListFree(records) };
         Ok(answer)
-    }
-
-    /// Where a storage volume lives on the host.
-    pub(in crate::libvirt) fn volume_path(&self, pool: &str, volume: &str) -> VirResult<VolumePath> {
-        let (pool, volume) = (c_string(pool)?, c_string(volume)?);
-        // SAFETY: the connection is open, the string is NUL-terminated.
-        let pool = unsafe { virt_sys::virStoragePoolLookupByName(self.raw(), pool.as_ptr()) };
-        let pool = NonNull::new(pool).ok_or_else(VirError::last)?;
-        // SAFETY: the pool is valid, the string is NUL-terminated.
-        let vol = NonNull::new(unsafe { virt_sys::virStorageVolLookupByName(pool.as_ptr(), volume.as_ptr()) });
-        let vol = vol.ok_or_else(VirError::last);
-        // SAFETY: the reference to the pool is ours and not used again.
-        unsafe { virt_sys::virStoragePoolFree(pool.as_ptr()) };
-        let vol = vol?;
-        // SAFETY: the volume is valid; the string returned is ours.
-        let path = take_string(unsafe { virt_sys::virStorageVolGetPath(vol.as_ptr()) });
-        // SAFETY: an all-zero info struct is a valid value of its integer fields.
-        let mut info: virt_sys::virStorageVolInfo = unsafe { std::mem::zeroed() };
-        // SAFETY: the volume is valid, the pointer is to a local of the right type.
-        let rc: c_int = unsafe { virt_sys::virStorageVolGetInfo(vol.as_ptr(), &mut info) };
-        // SAFETY: the reference to the volume is ours and not used again.
-        unsafe { virt_sys::virStorageVolFree(vol.as_ptr()) };
-        let is_block = rc == 0 && info.type_ as c_uint == virt_sys::VIR_STORAGE_VOL_BLOCK;
-        Ok(VolumePath { path: path?, is_block })
     }
 }
 

@@ -174,13 +174,17 @@ impl Domain {
         take_string(unsafe { virt_sys::virDomainBackupGetXMLDesc(self.raw(), 0) })
     }
 
-    /// virDomainJobType and what is known of the domain-wide job.
-    pub(in crate::libvirt) fn job(&self) -> VirResult<(c_uint, Params)> {
+    /// virDomainJobType and what is known of the domain-wide job; of the last one that ended if `done`.
+    pub(in crate::libvirt) fn job(&self, done: bool) -> VirResult<(c_uint, Params)> {
+        let flags = match done {
+            true => virt_sys::VIR_DOMAIN_JOB_STATS_COMPLETED | virt_sys::VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED,
+            false => 0,
+        };
         let mut kind: c_int = 0;
         let mut array = ptr::null_mut();
         let mut count: c_int = 0;
         // SAFETY: the domain is valid, the pointers are to locals of the right types.
-        check(unsafe { virt_sys::virDomainGetJobStats(self.raw(), &mut kind, &mut array, &mut count, 0) })?;
+        check(unsafe { virt_sys::virDomainGetJobStats(self.raw(), &mut kind, &mut array, &mut count, flags) })?;
         // SAFETY: on success the array holds `count` parameters.
         let params = unsafe { Params::copy(array, count) };
         // SAFETY: the array is ours and not used again.
@@ -254,6 +258,23 @@ impl Domain {
         let target = c_string(target)?;
         // SAFETY: the domain is valid, the string NUL-terminated.
         check(unsafe { virt_sys::virDomainBlockJobAbort(self.raw(), target.as_ptr(), flags) }).map(drop)
+    }
+
+    /// Longest downtime of a migration, in milliseconds.
+    pub(in crate::libvirt) fn migrate_max_downtime(&self, ms: u64) -> VirResult<()> {
+        // SAFETY: the domain is valid.
+        check(unsafe { virt_sys::virDomainMigrateSetMaxDowntime(self.raw(), ms, 0) }).map(drop)
+    }
+
+    /// Bandwidth of a migration, in MiB/s.
+    pub(in crate::libvirt) fn migrate_max_speed(&self, mib_s: u64) -> VirResult<()> {
+        // SAFETY: the domain is valid.
+        check(unsafe { virt_sys::virDomainMigrateSetMaxSpeed(self.raw(), mib_s, 0) }).map(drop)
+    }
+
+    pub(in crate::libvirt) fn migrate_postcopy(&self) -> VirResult<()> {
+        // SAFETY: the domain is valid.
+        check(unsafe { virt_sys::virDomainMigrateStartPostCopy(self.raw(), 0) }).map(drop)
     }
 
     pub(in crate::libvirt) fn migrate(&self, uri: &str, params: &ParamsBuilder, flags: c_uint) -> VirResult<()> {

@@ -22,6 +22,7 @@ pub(in crate::libvirt) enum RawEvent {
     Agent { connected: bool },
     BlockJob { target: String, status: c_uint },
     JobCompleted,
+    MigrationPass { iteration: c_int },
 }
 
 /// Takes what the event loop thread sees. Implementations return at once.
@@ -153,7 +154,7 @@ unsafe extern "C" fn release(opaque: *mut c_void) {
 }
 
 /// Each event with its trampoline, cast to the generic type that registration wants.
-fn callbacks() -> [(c_uint, virt_sys::virConnectDomainEventGenericCallback); 7] {
+fn callbacks() -> [(c_uint, virt_sys::virConnectDomainEventGenericCallback); 8] {
     /// Casts a callback to the generic signature.
     macro_rules! generic {
         ($f:expr, $ty:ty) => {{
@@ -172,6 +173,10 @@ fn callbacks() -> [(c_uint, virt_sys::virConnectDomainEventGenericCallback); 7] 
         (v::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, generic!(on_agent, v::virConnectDomainEventAgentLifecycleCallback)),
         (v::VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, generic!(on_block_job, v::virConnectDomainEventBlockJobCallback)),
         (v::VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, generic!(on_job, v::virConnectDomainEventJobCompletedCallback)),
+        (
+            v::VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION,
+            generic!(on_migration_pass, v::virConnectDomainEventMigrationIterationCallback),
+        ),
     ]
 }
 
@@ -265,6 +270,16 @@ unsafe extern "C" fn on_job(
 ) {
     // SAFETY: libvirt's promise to callbacks.
     unsafe { deliver(dom, opaque, RawEvent::JobCompleted) };
+}
+
+unsafe extern "C" fn on_migration_pass(
+    _conn: virt_sys::virConnectPtr,
+    dom: virt_sys::virDomainPtr,
+    iteration: c_int,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt's promise to callbacks.
+    unsafe { deliver(dom, opaque, RawEvent::MigrationPass { iteration }) };
 }
 
 unsafe extern "C" fn on_close(_conn: virt_sys::virConnectPtr, reason: c_int, opaque: *mut c_void) {

@@ -9,13 +9,17 @@ mod conn;
 mod domain;
 mod error;
 mod events;
+mod host;
 mod params;
+mod storage;
 
 pub(super) use conn::Conn;
 pub(super) use domain::Domain;
 pub(super) use error::{VirError, VirResult};
 pub(super) use events::{RawEvent, Sink};
+pub(super) use host::Kind;
 pub(super) use params::{Params, ParamsBuilder};
+pub(super) use storage::StoragePool;
 
 use std::ffi::{CStr, CString, c_char, c_int};
 

@@ -1,0 +1,126 @@
+//! Machine reassignment as ROADEF/EURO posed it in 2012, with the search that moves VMs.
+//!
+//!     reassign --model FILE --initial FILE --seconds N --out FILE [--seed S] [--rounds N] [--threads N]
+//!
+//! Every thread has a search of its own seed. They step in rounds, and begin each cycle with the best that any of them
+//! knows, so a number of rounds has one result for a seed, however fast the machine is; the time only decides how many
+//! rounds there are. They are printed, and `--rounds` runs exactly so many.
+
+use std::{
+    error::Error,
+    fs,
+    time::{Duration, Instant},
+};
+
+use virtward_decide::assign::{Best, Problem, Search, check, roadef};
+
+struct Args {
+    model: String,
+    initial: String,
+    out: Option<String>,
+    seconds: f64,
+    rounds: u64,
+    seed: u64,
+    threads: usize,
+    verbose: bool,
+}
+
+fn args() -> Result<Args, Box<dyn Error>> {
+    let mut args = Args {
+        model: String::new(),
+        initial: String::new(),
+        out: None,
+        seconds: 20.0,
+        rounds: u64::MAX,
+        seed: 1,
+        threads: 2,
+        verbose: false,
+    };
+    let mut given = std::env::args().skip(1);
+    while let Some(option) = given.next() {
+        let mut value = || given.next().ok_or(format!("{option} needs a value"));
+        match option.as_str() {
+            "--model" => args.model = value()?,
+            "--initial" => args.initial = value()?,
+            "--out" => args.out = Some(value()?),
+            "--seconds" => args.seconds = value()?.parse()?,
+            "--rounds" => args.rounds = value()?.parse()?,
+            "--seed" => args.seed = value()?.parse()?,
+            "--threads" => args.threads = value()?.parse::<usize>()?.max(1),
+            "--verbose" => args.verbose = true,
+            _ => {
+                return Err(format!(
+                    "unknown option {option}; --model, --initial, --seconds, --out, --seed, --rounds, --threads"
+                )
+                .into());
+            }
+        }
+    }
+    if args.model.is_empty() || args.initial.is_empty() {
+        return Err("--model FILE and --initial FILE are needed".into());
+    }
+    Ok(args)
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let started = Instant::now();
+    let args = args()?;
+    let read = |path: &str| fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
+    let problem = roadef::read(&read(&args.model)?, &read(&args.initial)?)?;
+    let before = check(&problem, &problem.initial)?;
+    let reading = started.elapsed();
+    let (best, rounds) = search(&problem, &args, started + Duration::from_secs_f64(args.seconds));
+    let cost = check(&problem, &best.machines)?;
+    if cost != i128::from(best.cost) {
+        return Err(format!("the search says {}, the checker says {cost}", best.cost).into());
+    }
+    if let Some(out) = &args.out {
+        fs::write(out, roadef::write(&best.machines)).map_err(|error| format!("{out}: {error}"))?;
+    }
+    println!("{cost}");
+    eprintln!(
+        "from {before}; {} processes, {} machines, read in {:.1} s; {rounds} rounds of {} threads, seed {}, {:.1} s",
+        problem.processes(),
+        problem.machines(),
+        reading.as_secs_f64(),
+        args.threads,
+        args.seed,
+        started.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+fn search(problem: &Problem, args: &Args, until: Instant) -> (Best, u64) {
+    let seed = |thread: usize| args.seed.wrapping_mul(0x1_0000).wrapping_add(thread as u64);
+    let mut searches: Vec<Search> = std::thread::scope(|scope| {
+        let started: Vec<_> =
+            (0..args.threads).map(|thread| scope.spawn(move || Search::new(problem, seed(thread)))).collect();
+        started.into_iter().map(|thread| thread.join().expect("a search does not panic")).collect()
+    });
+    let mut rounds = 0;
+    while rounds < args.rounds && Instant::now() < until {
+        std::thread::scope(|scope| {
+            for search in &mut searches {
+                scope.spawn(|| search.step());
+            }
+        });
+        rounds += 1;
+        if searches[0].is_between_cycles() {
+            let best = best(&searches).clone();
+            if args.verbose {
+                eprintln!(
+                    "round {rounds}: {} {:.1} s left",
+                    best.cost,
+                    until.saturating_duration_since(Instant::now()).as_secs_f64()
+                );
+            }
+            searches.iter_mut().for_each(|search| search.adopt(&best));
+        }
+    }
+    (best(&searches).clone(), rounds)
+}
+
+fn best<'a>(searches: &'a [Search]) -> &'a Best {
+    let all = searches.iter().map(Search::best);
+    all.min_by_key(|best| best.cost).expect("there is a thread")
+}
