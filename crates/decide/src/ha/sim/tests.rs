@@ -96,7 +96,8 @@ fn scenarios_read_as_they_did() {
         deadline: 2_000,
     };
     let dead_devices = || Setup { bmcs: vec![Bmc::NoPower], ..calm() };
-    let scenarios: [(&str, Setup, Vec<(u64, Fault)>, &[usize]); 6] = [
+    type Scenario = (&'static str, Setup, Vec<(u64, Fault)>, &'static [usize]);
+    let scenarios: [Scenario; 6] = [
         ("power-cut-fence-device", calm(), vec![(30_000, Fault::PowerCut(1))], &[1]),
         ("power-cut-watchdog-alone", dead_devices(), vec![(30_000, Fault::PowerCut(1))], &[1]),
         (
