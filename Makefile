@@ -3,7 +3,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 BIN = target/release
 
-.PHONY: all build setup demo test soak bench lint fmt install uninstall clean
+.PHONY: all build setup demo test fuzz soak bench lint fmt install uninstall clean
 
 all: build
 
@@ -22,7 +22,14 @@ demo:
 # Cargo builds the binaries of all packages that have tests; end-to-end tests drive them from outside, as a user does.
 test:
 	scripts/setup.sh test
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace --lib --bins --tests
+	$(CARGO) test --package virtward-nbd --doc
+
+# Every parser with what a fuzzer makes up, for FUZZ_SECONDS each.
+FUZZ_SECONDS ?= 60
+fuzz:
+	scripts/setup.sh fuzz
+	scripts/fuzz.sh $(FUZZ_SECONDS)
 
 # Hours-long or large: not part of every change.
 soak:

@@ -1,18 +1,22 @@
 #!/bin/bash
-# Compares Virtward with other backup tools on this machine: bench.sh [--quick] [--report FILE]
+# Compares Virtward with other backup tools on this machine: bench.sh [--quick] [--report FILE] [--parts LIST]
 #
 # Makes a 4 GiB disk with about 1.3 GiB of a real Debian file system, and the same disk with about 50 MB changed. Every
 # tool backs up the first state (full), then the second (incremental), restores the second to a new file (which is
-# compared), and verifies all that it stored. Virtward and virtnbdbackup do so with a running guest too. Then all work with
-# repositories of 10,000 restore points, a daemon has 10,000 VMs to look after, and an index of 100 million chunks is made
+# compared), and verifies all that it stored. Virtward and virtnbdbackup do so with a running guest too, and Virtward over
+# object storage that is 30 ms away. Then all work with repositories of 10,000 restore points, a daemon has 10,000 VMs to look after, and an index of 100 million chunks is made
 # and measured. Everything is in the page cache before each measurement. Prints tables and writes docs/benchmarks.md.
 #
 #   --quick          a small disk, one run: to try the benchmark itself; writes no report unless --report is given
 #   --report FILE    write the report there
+#   --parts LIST     only these, for a machine that is free for minutes at a time: prepare (makes what takes long and measures
+#                    nothing), limits, offline, hot, remote, points, daemon, scale, report; separated by commas. What they
+#                    measure is added to what earlier calls with the same binary measured
 #
 #   BENCH_RUNS       how often everything is repeated; medians are shown (3)
 #   BENCH_DIR        work directory (/var/tmp/virtward-bench); what takes long to make stays there for the next run
 #   BENCH_BIN        directory of virtward and virtward-lab (target/release)
+#   BENCH_S3_SERVER  the program s3s-fs (target/tools/bin/s3s-fs)
 #   BENCH_STRICT=1   fail if a goal is not met
 #   BENCH_MIRROR, BENCH_SUITE   where the disk's Debian comes from (deb.debian.org, this system's release)
 set -Eeuo pipefail
@@ -24,6 +28,8 @@ work=${BENCH_DIR:-/var/tmp/virtward-bench}
 runs=${BENCH_RUNS:-3}
 quick=
 report=
+all_parts=prepare,limits,offline,hot,remote,points,daemon,scale,report
+parts=
 disk_mib=4096
 change_mb=50
 need_gib=20
@@ -49,6 +55,10 @@ while [ $# -gt 0 ]; do
             report=${2:?--report needs a file}
             shift
             ;;
+        --parts)
+            parts=${2:?--parts needs a list}
+            shift
+            ;;
         -h | --help)
             sed -n '2,/^set -E/{/^#/s/^# \{0,1\}//p}' "$0"
             exit 0
@@ -58,6 +68,11 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ -n "$report" ] || [ -n "$quick" ] || report=$top/docs/benchmarks.md
+for part in ${parts//,/ }; do
+    [[ ,$all_parts, == *,$part,* ]] || die "unknown part '$part'; there are $all_parts"
+done
+# Whether a part is to be run.
+wanted() { [ -z "$parts" ] || [[ ,$parts, == *,$1,* ]]; }
 
 [ "$(id -u)" = 0 ] || die "needs root: it mounts a disk image and runs guests under a libvirt of its own"
 for tool in restic borg virtnbdbackup virtnbdrestore qemu-img mke2fs dpkg-deb b3sum zstd openssl python3 virsh flock; do
@@ -66,10 +81,12 @@ done
 for tool in virtward virtward-lab; do
     [ -x "$bin/$tool" ] || die "$bin/$tool is missing; build it with: cargo build --release"
 done
-for example in index_scale points_scale; do
-    [ -x "$bin/examples/$example" ] ||
-        die "$bin/examples/$example is missing; build it with: cargo build --release -p virtward-repo --example $example"
+for example in repo/index_scale repo/points_scale server/daemon_scale; do
+    [ -x "$bin/examples/${example#*/}" ] ||
+        die "$bin/examples/${example#*/} is missing; build it with: cargo build --release -p virtward-${example%/*} --example ${example#*/}"
 done
+s3_server=${BENCH_S3_SERVER:-${CARGO_TARGET_DIR:-$top/target}/tools/bin/s3s-fs}
+[ -x "$s3_server" ] || die "$s3_server is missing; build it with: scripts/setup.sh bench"
 case $runs in '' | *[!0-9]* | 0) die "BENCH_RUNS is '$runs'; give a number above 0" ;; esac
 
 cache=$work/cache
@@ -86,7 +103,8 @@ done
 
 lab=bench$$
 run=$work/run
-results=$run/results.jsonl
+# Measured by all calls with one binary; those of another would say nothing about it.
+results=$work/${quick:+quick-}results.jsonl
 disks=
 
 # A benchmark that was killed left its files and its lab; the lock says that it is gone.
@@ -109,6 +127,17 @@ mkdir -p "$run"
 unset "${!VIRTWARD_@}" "${!RESTIC_@}" "${!BORG_@}" LIBVIRT_DEFAULT_URI
 export TMPDIR=$run/tmp LC_ALL=C
 mkdir -p "$TMPDIR"
+
+# Without --parts everything is measured anew.
+begin_results() {
+    local build
+    build=$(sha256sum <"$bin/virtward" | cut -c 1-16)
+    if [ -z "$parts" ] || [ "$(cat "$results.build" 2>/dev/null)" != "$build" ]; then
+        rm -f "$results"
+        echo "$build" >"$results.build"
+    fi
+    touch "$results"
+}
 
 # measure TOOL OPERATION [--beside PID] -- COMMAND...: see measure.py. Nothing of earlier work is still being written.
 measure() {
@@ -142,26 +171,42 @@ same() { cmp -s "$1" "$2" || die "$3 restored something else than was backed up"
 . "$here/bench/scale.sh"
 # shellcheck source=scripts/bench/daemon.sh
 . "$here/bench/daemon.sh"
+# shellcheck source=scripts/bench/remote.sh
+. "$here/bench/remote.sh"
 
 say "work directory $work, $runs run(s), disk of $disk_mib MiB"
+begin_results
 make_disks
 load=$(cut -d ' ' -f 1 /proc/loadavg)
 awk -v load="$load" 'BEGIN {exit !(load > 0.5)}' &&
     say "note: the load of this machine is $load already; times will be worse than they could be, for all tools"
-measure_limits
-for n in $(seq "$runs"); do
-    say "disk images, run $n of $runs"
-    offline
-done
-start_lab
-for n in $(seq "$runs"); do
-    say "running guest, run $n of $runs"
-    hot
-done
-measure_points
-measure_daemon
+if wanted prepare; then make_points; fi
+if wanted limits; then measure_limits; fi
+if wanted offline; then
+    for n in $(seq "$runs"); do
+        say "disk images, run $n of $runs"
+        offline
+    done
+fi
+if wanted hot; then
+    start_lab
+    for n in $(seq "$runs"); do
+        say "running guest, run $n of $runs"
+        hot
+    done
+    stop_lab
+fi
+if wanted remote; then
+    for n in $(seq "$runs"); do
+        say "object storage, run $n of $runs"
+        remote
+    done
+fi
+if wanted points; then measure_points; fi
+if wanted daemon; then measure_daemon; fi
 # Last: it writes gigabytes, which would still be on their way to the disk while others are measured.
-measure_scale
+if wanted scale; then measure_scale; fi
+wanted report || exit 0
 describe >"$run/machine.json"
 
 python3 -I "$here/bench/report.py" "$results" "$run/machine.json" ${report:+--write "$report"} \

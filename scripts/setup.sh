@@ -4,8 +4,14 @@
 #   setup.sh build          what compiling and linking need
 #   setup.sh lab            build, and what the lab and the demo need, with the guests' kernel and image
 #   setup.sh test           lab, and the S3 server and the browser of the tests
+<<<<<<< HEAD
 #   setup.sh soak           test, and the object store that long tests run against
+#   setup.sh bench          lab, the S3 server, and the tools that the benchmark compares with
+=======
+#   setup.sh fuzz           build, and what linking a fuzzer needs
+#   setup.sh soak           test, and what long tests run against: an object store, and a Debian 12 without backports
 #   setup.sh bench          lab, and the tools that the benchmark compares with
+>>>>>>> proof
 #   setup.sh --dry-run MODE only say what would be done
 #
 # It says what it installs before it does, skips what is there (a second run takes no noticeable time), keeps versions
@@ -17,15 +23,20 @@ build_packages=(gcc libc6-dev make pkg-config protobuf-compiler libprotobuf-dev)
 lab_packages=(busybox-static cpio lz4 zstd xz-utils iproute2 nftables fdisk e2fsprogs xfsprogs btrfs-progs
     nbdkit libnbd-bin etcd-server etcd-client
     python3 python3-cryptography python3-argon2 python3-zstandard python3-lz4)
-# An SSH server and certificates, to reach libvirt as on another host; the browser that the tests of the web interface drive, and
-# a font with which Chinese can be read in it.
+# An SSH server and certificates, to reach libvirt as on another host; TPMs and firmware for guests; the browser that the tests
+# of the web interface drive, and a font with which Chinese can be read in it.
 # Fence agents with a simulated BMC, and servers that are probed: a mail server, PostgreSQL.
-test_packages=(openssh-server openssh-client openssl chromium chromium-driver fonts-noto-cjk
+test_packages=(swtpm swtpm-tools ovmf openssh-server openssh-client openssl chromium chromium-driver fonts-noto-cjk
     fence-agents openipmi ipmitool python3-aiosmtpd postgresql)
+fuzz_packages=(g++)
+soak_packages=(debootstrap)
 bench_packages=(restic borgbackup virtnbdbackup b3sum openssl)
 # These must come from one release, all in one call: mixing QEMU 7.2 of Debian 12 with parts of 10.0 removes qemu-utils.
 build_virt=(libvirt-dev)
 lab_virt=(qemu-system-x86 qemu-utils qemu-block-extra libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu)
+
+# What tests run on a host besides.
+oldest_packages=(iproute2 procps swtpm swtpm-tools ovmf openssh-server socat)
 
 backports_file=/etc/apt/sources.list.d/virtward-backports.sources
 # Servers of the tests, built once into target/tools.
@@ -168,6 +179,21 @@ guest_image() {
     }
 }
 
+# A Debian 12 with its own libvirt 9.0 and QEMU 7.2, the oldest that Virtward works with, for hosts of the lab.
+oldest_system() {
+    local root=$image_cache/debian-12
+    [ -e "$root/usr/sbin/libvirtd" ] && return 0
+    say "to make: a Debian 12 with its own libvirt and QEMU in $root (800 MB)"
+    [ -z "$dry_run" ] || return 0
+    as_root rm -rf "$root.new"
+    as_root debootstrap --variant=minbase bookworm "$root.new" http://deb.debian.org/debian
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$root.new$policy" >/dev/null
+    as_root chmod 755 "$root.new$policy"
+    as_root chroot "$root.new" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+        "${lab_virt[@]}" "${oldest_packages[@]}"
+    as_root mv -T "$root.new" "$root"
+}
+
 # $1: crate and version, then further arguments of cargo install
 tool() {
     local tools=${CARGO_TARGET_DIR:-$here/../target}/tools name=${1% *} version=${1#* } cargo
@@ -177,7 +203,9 @@ tool() {
     cargo=$(command -v cargo || echo "${HOME:-/root}/.cargo/bin/cargo")
     [ -x "$cargo" ] || die "there is no cargo to build it with; install Rust (https://rustup.rs)"
     shift
-    "$cargo" install --quiet --locked --root "$tools" --version "$version" "$@" "$name"
+    # They need not be fast, but soon there.
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        "$cargo" install --quiet --locked --root "$tools" --version "$version" "$@" "$name"
 }
 
 mode=
@@ -188,25 +216,37 @@ for argument; do
             usage
             exit 0
             ;;
-        build | lab | test | soak | bench) mode=$argument ;;
-        *) die "unknown argument '$argument'; give build, lab, test, soak or bench" ;;
+        build | lab | test | fuzz | soak | bench) mode=$argument ;;
+        *) die "unknown argument '$argument'; give build, lab, test, fuzz, soak or bench" ;;
     esac
 done
-[ -n "$mode" ] || die "say for what: build, lab, test, soak or bench (setup.sh --help)"
+[ -n "$mode" ] || die "say for what: build, lab, test, fuzz, soak or bench (setup.sh --help)"
 command -v dpkg-query >/dev/null || die "this is no Debian; see docs/lab.md for what has to be installed"
 
 plain=("${build_packages[@]}")
 virt=("${build_virt[@]}")
 case $mode in lab | test | soak | bench) plain+=("${lab_packages[@]}") virt+=("${lab_virt[@]}") ;; esac
 case $mode in test | soak) plain+=("${test_packages[@]}") ;; esac
+case $mode in fuzz | soak) plain+=("${fuzz_packages[@]}") ;; esac
+case $mode in soak) plain+=("${soak_packages[@]}") ;; esac
 case $mode in bench) plain+=("${bench_packages[@]}") ;; esac
 
 install_packages "$(missing "${plain[@]}" | tr '\n' ' ')" "$(missing "${virt[@]}" | tr '\n' ' ')"
 case $mode in
     lab | test | soak | bench) guest_image ;;
 esac
-case $mode in test | soak) tool "$s3s_fs" --features binary ;; esac
+<<<<<<< HEAD
+case $mode in test | soak | bench) tool "$s3s_fs" --features binary ;; esac
 case $mode in soak) tool "$garage" ;; esac
+=======
+case $mode in test | soak) tool "$s3s_fs" --features binary ;; esac
+case $mode in
+    soak)
+        tool "$garage"
+        oldest_system
+        ;;
+esac
+>>>>>>> proof
 command -v cargo >/dev/null || [ -x "${HOME:-/root}/.cargo/bin/cargo" ] ||
     say "note: no cargo found; install Rust (https://rustup.rs) to build Virtward"
 say "$mode: ready"

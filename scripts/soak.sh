@@ -9,3 +9,9 @@ VIRTWARD_SOAK_GARAGE="$tools/bin/garage" cargo test -p virtward-repo --test s3 s
 
 # Writers, collectors, copies and crashes in many more orders than `make test` tries.
 VIRTWARD_SEEDS="${VIRTWARD_SEEDS:-20000}" cargo test -p virtward-repo --test it races::nothing_acknowledged
+
+# Every parser, with whatever a fuzzer makes up.
+scripts/fuzz.sh "${VIRTWARD_FUZZ_SECONDS:-600}"
+
+# The oldest libvirt and QEMU: all tests with guests, on hosts and with libraries of a Debian 12 without backports.
+VIRTWARD_LAB_ROOT=/var/cache/virtward-lab/debian-12 cargo test -p virtward-cli -p virtward-lab --test lab

@@ -34,10 +34,10 @@ measure_limits() {
 
 # The machine and the versions, as JSON for the report.
 describe() {
-    python3 -I - "$bin/virtward" "$runs" "$disk_mib" "$change_mb" "$(wc -l <"$disks/packages")" "$load" "$work" "$quick" <<'PYTHON'
+    python3 -I - "$bin/virtward" "$disk_mib" "$change_mb" "$(wc -l <"$disks/packages")" "$load" "$work" "$quick" <<'PYTHON'
 import datetime, json, os, re, subprocess, sys
 
-virtward, runs, disk_mib, change_mb, packages, load, work, quick = sys.argv[1:]
+virtward, disk_mib, change_mb, packages, load, work, quick = sys.argv[1:]
 
 def first(*command):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -53,7 +53,7 @@ def package(name):
 os_release = dict(line.rstrip().split("=", 1) for line in open("/etc/os-release") if "=" in line)
 print(json.dumps({
     "date": datetime.date.today().isoformat(),
-    "runs": int(runs), "disk_mib": int(disk_mib), "change_mb": int(change_mb), "packages": int(packages),
+    "disk_mib": int(disk_mib), "change_mb": int(change_mb), "packages": int(packages),
     "load": float(load), "quick": bool(quick),
     "processor": field(open("/proc/cpuinfo").read(), "model name"),
     "cores": os.cpu_count(),

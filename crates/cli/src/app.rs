@@ -16,7 +16,8 @@ use virtward_hypervisor::libvirt::exit_now;
 use crate::{
     cli::{Cli, Command, Internal},
     commands::{
-        backup, completions, hook, host, job, man, policy, repo, restore, serve, status, storage, thaw_guard, token, vm,
+        backup, cluster, completions, hook, host, job, man, policy, repo, restore, serve, status, storage, thaw_guard,
+        token, vm,
     },
     config::{self, Settings},
     exit::{Failure, Kind},
@@ -117,6 +118,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Job(command) => job::run(&app, command).await,
             Command::Policy(command) => policy::run(&app, command).await,
             Command::Token(command) => token::run(&app, command).await,
+            Command::Cluster(command) => cluster::run(&app, command).await,
             Command::Completions(_) | Command::Man(_) | Command::Hook(_) | Command::Internal(_) => Ok(()),
         }
     });

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, completions, hook, host, job, man, policy, repo, restore, serve, status, storage, thaw_guard, token, vm,
+    backup, cluster, completions, hook, host, job, man, policy, repo, restore, serve, status, storage, thaw_guard,
+    token, vm,
 };
 
 const EXAMPLES: &str = "\
@@ -112,6 +113,9 @@ pub enum Command {
     /// Tokens for the API over HTTPS
     #[command(subcommand)]
     Token(token::Command),
+    /// Several hosts as one: nodes, tokens to join, state
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     /// Print a completion script for a shell
     Completions(completions::Args),
     /// Print or write the manual pages

@@ -53,7 +53,34 @@ struct File {
     backup: BackupDefaults,
     retention: Retention,
     server: Server,
+    cluster: Option<Cluster>,
     repositories: BTreeMap<String, OtherRepository>,
+}
+
+/// `[cluster]`: how the daemons of several hosts work together. Written by `cluster init` and `cluster join`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Cluster {
+    /// Name of this node; default: the host's.
+    pub name: Option<String>,
+    /// Where peers are answered.
+    pub listen: Option<SocketAddr>,
+    /// `HOST:PORT` by which peers reach this node; default: `listen`.
+    pub address: Option<String>,
+    /// URLs of the members of etcd.
+    pub etcd: Vec<String>,
+    /// What every key begins with there.
+    pub etcd_prefix: Option<String>,
+    /// Authorities (PEM) that etcd's certificates may come from.
+    pub etcd_ca: Option<PathBuf>,
+    /// Certificate chain (PEM) of this node towards etcd.
+    pub etcd_cert: Option<PathBuf>,
+    /// Its key.
+    pub etcd_key: Option<PathBuf>,
+    /// Directory of this node's certificate and keys.
+    pub dir: Option<PathBuf>,
+    /// Seconds that a daemon which vanished counts as present, and a leader as leading.
+    pub lease_s: Option<u64>,
 }
 
 /// `[server]`: what `virtward serve` does.
@@ -155,7 +182,7 @@ pub struct BackupDefaults {
 const ANY_REPOSITORY: &str = "repositories.NAME";
 
 /// Every key that the file may have, as it is written there.
-const KEYS: [(&str, &[&str]); 6] = [
+const KEYS: [(&str, &[&str]); 7] = [
     (
         "",
         &[
@@ -172,10 +199,15 @@ const KEYS: [(&str, &[&str]); 6] = [
             "backup",
             "retention",
             "server",
+            "cluster",
             "repositories",
         ],
     ),
     ("server", &["listen", "tls-cert", "tls-key", "state-dir", "jobs-max", "reconcile-s", "stop-timeout-s"]),
+    (
+        "cluster",
+        &["name", "listen", "address", "etcd", "etcd-prefix", "etcd-ca", "etcd-cert", "etcd-key", "dir", "lease-s"],
+    ),
     (ANY_REPOSITORY, &["location", "password-file", "key-file"]),
     (
         "s3",
@@ -267,6 +299,8 @@ pub struct Settings {
     pub retention: Retention,
     /// What the daemon does.
     pub server: Server,
+    /// How the daemons of several hosts work together, if they do.
+    pub cluster: Option<Cluster>,
     /// Repositories beside the main one.
     pub repositories: BTreeMap<String, OtherRepository>,
     /// The configuration file.
@@ -342,6 +376,7 @@ fn settle(
         backup: file.backup,
         retention: file.retention,
         server: file.server,
+        cluster: file.cluster,
         repositories: file.repositories,
         file: path.to_owned(),
     })

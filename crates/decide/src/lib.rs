@@ -5,6 +5,8 @@ pub mod admission;
 pub mod arbiter;
 pub mod assign;
 pub mod balance;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod migration;
 pub mod placement;
 pub mod pointref;

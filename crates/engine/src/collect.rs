@@ -15,8 +15,10 @@
 use std::collections::BTreeMap;
 
 use roxmltree::{Document, Node, ParsingOptions};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use virtward_hypervisor::{Hypervisor, XmlView};
+use virtward_model::xml::is_shallow;
 
 /// Namespace of our metadata.
 pub const METADATA_URI: &str = "https://github.com/virtward/virtward/vm";
@@ -26,7 +28,8 @@ const VALUES_MAX: usize = 256;
 const TEXT_BYTES_MAX: usize = 1024;
 
 /// What a domain's definition says besides its disks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Details {
     /// libvirt's title.
     pub title: Option<String>,
@@ -45,7 +48,8 @@ pub struct Details {
 }
 
 /// A network interface.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Nic {
     /// Bridge or network.
     pub source: Option<String>,
@@ -69,7 +73,7 @@ pub async fn details(hypervisor: &dyn Hypervisor, vm: Uuid) -> Details {
 /// Reads a domain's XML; what cannot be read is empty.
 pub fn parse(xml: &str) -> Details {
     let options = ParsingOptions { allow_dtd: false, nodes_limit: NODES_MAX };
-    let document = (xml.len() <= XML_BYTES_MAX).then(|| Document::parse_with_options(xml, options));
+    let document = (xml.len() <= XML_BYTES_MAX && is_shallow(xml)).then(|| Document::parse_with_options(xml, options));
     let Some(Ok(document)) = document else { return Details::default() };
     let root = document.root_element();
     let mut details = Details {

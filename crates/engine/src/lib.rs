@@ -12,6 +12,8 @@ mod cancel;
 pub mod collect;
 mod env;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod ha;
 mod image;
 pub mod job;

@@ -5,6 +5,8 @@
 //! `unsafe` stays inside `libvirt/ffi`. Not here: policy, retries beyond the connection, interpretation of backups.
 
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod libvirt;
 pub mod sim;
 mod types;
@@ -67,6 +69,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn agent(&self, vm: Uuid, command: &str, timeout_s: u32) -> Result<String>;
     /// Freezes all guest file systems; the number frozen.
     async fn fs_freeze(&self, vm: Uuid) -> Result<u32>;
+    /// Opens whatever [`Hypervisor::fs_thaw`] needs, so that the guest does not wait for that frozen. A failure shows there.
+    async fn prepare_thaw(&self) {}
     /// Thaws all guest file systems; the number thawed.
     async fn fs_thaw(&self, vm: Uuid) -> Result<u32>;
 
@@ -87,6 +91,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn checkpoint_delete(&self, vm: Uuid, name: &str, metadata_only: bool) -> Result<()>;
     /// The persistent bitmaps that QEMU holds for each disk of an active domain.
     async fn bitmaps(&self, vm: Uuid) -> Result<Vec<DiskBitmap>>;
+    /// Each disk of an active domain with its virtual size in bytes, as QEMU serves it. Waits for whoever else asks QEMU
+    /// something, where [`Hypervisor::stats`] would tell what was last seen, or guess from the file.
+    async fn disk_sizes(&self, vm: Uuid) -> Result<Vec<(String, u64)>>;
     /// Removes one persistent bitmap from the active layer of a disk of an active domain, whatever made it.
     async fn bitmap_remove(&self, vm: Uuid, target: &str, bitmap: &str) -> Result<()>;
     /// One QMP command, answered with QEMU's `return` value. For what libvirt hides.

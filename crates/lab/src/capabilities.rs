@@ -13,14 +13,20 @@ use crate::state::write_atomically;
 
 const KEPT: &str = "/var/cache/virtward-lab/capabilities";
 
-/// Puts what is known into a new host's cache. Failing only costs the time of a probe.
-pub fn seed(host_cache: &Path) {
-    let _ = copy_newer(Path::new(KEPT), &inside(host_cache));
+/// Puts what is known into a new host's cache. Failing only costs the time of a probe. `root`: the system that the host's
+/// emulators come from, unless they are the machine's.
+pub fn seed(host_cache: &Path, root: Option<&Path>) {
+    let _ = copy_newer(&kept(root), &inside(host_cache));
 }
 
 /// Keeps what a host has found, for those to come.
-pub fn keep(host_cache: &Path) {
-    let _ = copy_newer(&inside(host_cache), Path::new(KEPT));
+pub fn keep(host_cache: &Path, root: Option<&Path>) {
+    let _ = copy_newer(&inside(host_cache), &kept(root));
+}
+
+fn kept(root: Option<&Path>) -> PathBuf {
+    let of = root.map(|root| root.to_string_lossy().replace('/', "-"));
+    PathBuf::from(format!("{KEPT}{}", of.unwrap_or_default()))
 }
 
 fn inside(host_cache: &Path) -> PathBuf {

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use virtward_model::Bytes;
 
@@ -44,7 +45,9 @@ pub enum Command {
 Examples:
   virtward-lab up                                 three hosts, lab name \"lab\"
   virtward-lab up --name t --hosts 1 --json
-  virtward-lab up --hosts 3 --etcd                with a three-member etcd on the hosts")]
+  virtward-lab up --hosts 3 --etcd                with a three-member etcd on the hosts
+  virtward-lab up --etcd --daemon target/debug/virtward
+  virtward-lab up --root /srv/debian12            with the libvirt and QEMU of another system")]
     Up(UpArgs),
     /// Show the lab: its hosts, whether they have power, where their libvirt answers.
     Status,
@@ -70,6 +73,9 @@ Examples:
     /// Shape the network.
     #[command(subcommand)]
     Net(NetCommand),
+    /// Let the shared storage stop answering a host's guests, and answer again.
+    #[command(subcommand)]
+    Storage(StorageCommand),
     /// Make, use and remove guests.
     #[command(subcommand)]
     Vm(VmCommand),
@@ -82,6 +88,15 @@ Examples:
         #[arg(long)]
         clear: bool,
     },
+    /// A host's watchdog and power switch. Started by `up`; of no use by hand.
+    #[command(hide = true)]
+    Bmc {
+        /// The host.
+        host: HostName,
+    },
+    /// The lab's fence agent: parameters on standard input. See `status --json` for the program to call.
+    #[command(hide = true)]
+    FenceAgent,
     /// The first process of a host. Started by `up`; of no use by hand.
     #[command(hide = true)]
     HostInit {
@@ -99,6 +114,30 @@ pub struct UpArgs {
     /// Also run etcd: a member on each of the first three hosts, or one member when there are fewer hosts.
     #[arg(long)]
     pub etcd: bool,
+    /// Also run this `virtward` as the daemon of every host, joined to one cluster.
+    #[arg(long, value_name = "PATH", requires = "etcd")]
+    pub daemon: Option<PathBuf>,
+    /// A file to add to the daemons' configurations; @HOST@, @WATCHDOG@ and @FENCE_AGENT@ in it are replaced.
+    #[arg(long, value_name = "FILE", requires = "daemon")]
+    pub daemon_config: Option<PathBuf>,
+    /// Take libvirt, QEMU and all other programs of the hosts from the system installed in this directory.
+    #[arg(long, env = "VIRTWARD_LAB_ROOT", value_name = "DIR")]
+    pub root: Option<PathBuf>,
+}
+
+impl UpArgs {
+    /// The daemon, as it is found from anywhere.
+    pub fn daemon(&self) -> anyhow::Result<Option<PathBuf>> {
+        let found = |path: &PathBuf| path.canonicalize().with_context(|| format!("there is no {}", path.display()));
+        self.daemon.as_ref().map(found).transpose()
+    }
+
+    /// What is added to the daemons' configurations.
+    pub fn daemon_config(&self) -> anyhow::Result<String> {
+        let read =
+            |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+        Ok(self.daemon_config.as_ref().map(read).transpose()?.unwrap_or_default())
+    }
 }
 
 /// Arguments of `env`.
@@ -127,6 +166,33 @@ pub enum HostCommand {
         switch: Switch,
         /// The host.
         host: HostName,
+    },
+    /// Stop everything in a host where it stands, its clocks going on; its watchdog and its power switch still work.
+    Pause {
+        /// The host.
+        host: HostName,
+    },
+    /// Let a paused host go on as if nothing had happened.
+    Resume {
+        /// The host.
+        host: HostName,
+    },
+    /// Act on a host's daemon, in a lab that was made with --daemon.
+    Daemon {
+        /// What to do.
+        action: crate::daemon::Action,
+        /// The host.
+        host: HostName,
+    },
+    /// Choose how a host's fence device behaves.
+    #[command(
+        after_help = "Example:\n  virtward-lab host fence-mode h1 dead      as if the BMC had lost its power too"
+    )]
+    FenceMode {
+        /// The host.
+        host: HostName,
+        /// The behaviour.
+        mode: crate::fence::Mode,
     },
     /// Act on a host's libvirtd alone; running guests go on.
     Libvirtd {
@@ -185,6 +251,21 @@ pub enum NetCommand {
     },
 }
 
+/// Commands on the shared storage.
+#[derive(Debug, Subcommand)]
+pub enum StorageCommand {
+    /// Nothing that the running guests of a host read or write directly is answered any more.
+    Stall {
+        /// The host.
+        host: HostName,
+    },
+    /// It answers again; what waited is done.
+    Heal {
+        /// The host.
+        host: HostName,
+    },
+}
+
 /// Commands on guests.
 #[derive(Debug, Subcommand)]
 pub enum VmCommand {
@@ -209,6 +290,11 @@ pub enum VmCommand {
         /// How long to wait.
         #[arg(long, default_value = "60s", value_parser = parse_duration)]
         timeout: Duration,
+    },
+    /// Look at what a guest made with --writer wrote: exit status 1 if ever two wrote at once, or a write was lost.
+    CheckWriters {
+        /// The guest.
+        vm: VmName,
     },
     /// List the guests of all hosts.
     List,
@@ -263,6 +349,9 @@ pub struct CreateArgs {
     /// Make a guest without the guest agent.
     #[arg(long)]
     pub no_agent: bool,
+    /// Add a disk to which the guest appends a record every 100 ms, for `vm check-writers`.
+    #[arg(long)]
+    pub writer: bool,
     /// Define it only.
     #[arg(long)]
     pub no_start: bool,

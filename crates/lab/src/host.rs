@@ -23,7 +23,7 @@ use rustix::{
 use crate::{
     capabilities,
     cli::LibvirtdAction,
-    etcd, net,
+    daemon, etcd, net,
     proc::{Membership, netns_path},
     run::{self, wait_until},
     state::{Host, Lab, write_atomically},
@@ -32,6 +32,9 @@ use crate::{
 
 /// How long libvirtd may take to end when told so, before it is killed.
 const LIBVIRTD_STOP_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Where libvirt lets swtpm log, on systems that have it.
+const SWTPM_LOG: &str = "/var/log/swtpm";
 
 /// What of a host is private, by the name it has below the host's directories.
 const PRIVATE_DIRS: [(&str, &str); 4] = [
@@ -78,7 +81,7 @@ impl<'a> HostRef<'a> {
         for dir in dirs.chain([run_dir.join("libvirt"), self.lab.local_dir(self.host)]) {
             fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         }
-        capabilities::seed(&var_dir.join("cache"));
+        capabilities::seed(&var_dir.join("cache"), self.lab.root.as_deref());
         write_atomically(&var_dir.join("etc/libvirtd.conf"), self.libvirtd_conf().as_bytes())?;
         write_atomically(&var_dir.join("etc/qemu.conf"), self.qemu_conf().as_bytes())
     }
@@ -109,12 +112,15 @@ impl<'a> HostRef<'a> {
         // What a real host keeps in /run does not outlive a power cut.
         let run_dir = self.lab.host_run_dir(self.host);
         clear_directory(&run_dir.join("libvirt"))?;
+        write_atomically(&run_dir.join("boot-id"), format!("{}\n", uuid::Uuid::new_v4()).as_bytes())?;
         self.start_keeper()?;
         net::set_port(self.lab, self.host, true)?;
         if self.lab.etcd.contains(&self.host.name) {
             etcd::start_member(self)?;
         }
-        self.start_libvirtd()
+        self.start_libvirtd()?;
+        // While `up` is at work, the daemons come when all hosts are there.
+        if self.lab.complete && self.lab.daemon.is_some() { daemon::start(self) } else { Ok(()) }
     }
 
     /// Takes the power away: everything in the host ends at once, and its cable is dead.
@@ -189,7 +195,7 @@ impl<'a> HostRef<'a> {
         })?;
         // The first question makes libvirt probe its emulators, which takes a while; better here than in a test.
         self.virsh().call(&["capabilities"])?;
-        capabilities::keep(&self.lab.host_var_dir(self.host).join("cache"));
+        capabilities::keep(&self.lab.host_var_dir(self.host).join("cache"), self.lab.root.as_deref());
         Ok(())
     }
 
@@ -241,12 +247,24 @@ pub fn init(lab: &Lab, host: &Host) -> Result<Infallible> {
     let _ = unmount("/sys", UnmountFlags::DETACH);
     mount("sysfs", "/sys", "sysfs", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None)
         .context("cannot mount /sys")?;
+    if let Some(root) = &lab.root {
+        bind(&root.join("usr"), Path::new("/usr"))?;
+    }
     let var_dir = lab.host_var_dir(host);
     for (name, target) in PRIVATE_DIRS {
         bind(&var_dir.join(name), Path::new(target))?;
     }
+    if Path::new("/usr/bin/swtpm").exists() {
+        let log = var_dir.join("log/swtpm");
+        for dir in [&log, Path::new(SWTPM_LOG)] {
+            fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        }
+        bind(&log, Path::new(SWTPM_LOG))?;
+    }
     bind(&lab.host_run_dir(host).join("libvirt"), Path::new("/run/libvirt"))?;
     bind(&Lab::run_dir(&lab.name).join("hosts"), Path::new("/etc/hosts"))?;
+    // Each power-on is a boot of its own.
+    bind(&lab.host_run_dir(host).join("boot-id"), Path::new("/proc/sys/kernel/random/boot_id"))?;
     for other in lab.hosts.iter().filter(|other| other.name != host.name) {
         let dir = lab.local_dir(other);
         mount("none", &dir, "tmpfs", MountFlags::RDONLY, None)

@@ -15,13 +15,15 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::{
+    bmc,
     cli::UpArgs,
-    etcd,
+    daemon, etcd, fence,
     host::HostRef,
     names::{HostName, LabName},
     net,
     proc::Membership,
     state::{Fault, Host, Lab, Lock, RUN_ROOT, VAR_ROOT, all_labs, netns_prefix, write_atomically},
+    storage,
 };
 
 /// Where a libvirt client looks for the machine's own libvirt.
@@ -56,9 +58,11 @@ fn build(name: &LabName, args: &UpArgs) -> Result<Lab> {
     write_atomically(&Lab::run_dir(name).join("hosts"), hosts_file(&lab).as_bytes())?;
     let shared = lab.shared_dir();
     fs::create_dir_all(&shared).with_context(|| format!("cannot create {}", shared.display()))?;
+    fence::install(&lab)?;
     for host in &lab.hosts {
         net::create_host(&lab, host)?;
         HostRef::new(&lab, host).prepare()?;
+        bmc::start(HostRef::new(&lab, host))?;
     }
     // The hosts start side by side: most of the time libvirtd waits for the emulators that it probes.
     thread::scope(|scope| {
@@ -69,6 +73,9 @@ fn build(name: &LabName, args: &UpArgs) -> Result<Lab> {
     })?;
     if !lab.etcd.is_empty() {
         etcd::wait_ready(&lab)?;
+    }
+    if lab.daemon.is_some() {
+        daemon::found(&lab, &args.daemon_config()?)?;
     }
     link_default_socket(&lab)?;
     lab.complete = true;
@@ -91,7 +98,9 @@ fn reserve(name: &LabName, args: &UpArgs) -> Result<Lab> {
         index,
         hosts: (1..=args.hosts).map(host).collect(),
         etcd: if args.etcd { etcd::members(args.hosts) } else { Vec::new() },
+        root: args.root.as_deref().map(other_system).transpose()?,
         faults: Vec::new(),
+        daemon: args.daemon()?,
         complete: false,
     };
     lab.save()?;
@@ -102,6 +111,17 @@ fn reserve(name: &LabName, args: &UpArgs) -> Result<Lab> {
         fs::create_dir("/run/libvirt").context("cannot create /run/libvirt")?;
     }
     Ok(lab)
+}
+
+/// The directory of another system, if it has what a host needs.
+fn other_system(root: &Path) -> Result<PathBuf> {
+    let root = fs::canonicalize(root).with_context(|| format!("cannot use the system in {}", root.display()))?;
+    for program in ["usr/sbin/libvirtd", "usr/bin/virsh", "usr/bin/qemu-system-x86_64", "usr/bin/qemu-img"] {
+        if !root.join(program).exists() {
+            bail!("the system in {} has no {program}; install libvirt and QEMU in it", root.display());
+        }
+    }
+    Ok(root)
 }
 
 fn hosts_file(lab: &Lab) -> String {
@@ -148,6 +168,9 @@ pub fn down(name: &LabName) -> Result<bool> {
 
 fn dismantle(name: &LabName) -> Result<()> {
     for host in host_names(name) {
+        // First, so that nothing switches a host on again.
+        bmc::end(name, &host);
+        storage::heal(name, &host)?;
         Membership::new(name, &host, &format!("{}{host}", netns_prefix(name))).kill_all()?;
     }
     net::remove_all(name)?;
@@ -230,6 +253,8 @@ pub struct Status {
     pub etcd: Option<EtcdStatus>,
     /// The partitions in force.
     pub partitions: Vec<Fault>,
+    /// The fence agent that switches the hosts' power.
+    pub fence_agent: PathBuf,
 }
 
 /// One host in `status`.
@@ -251,6 +276,27 @@ pub struct HostStatus {
     pub local_storage: PathBuf,
     /// The rate its link is limited to.
     pub rate_limit: Option<String>,
+    /// Whether everything in it is stopped (`host pause`).
+    pub paused: bool,
+    /// Whether the shared storage does not answer it (`storage stall`).
+    pub storage_stalled: bool,
+    /// How its fence device behaves.
+    pub fence_mode: &'static str,
+    /// Its watchdog, as a Unix socket.
+    pub watchdog: PathBuf,
+    /// Its daemon, in a lab that runs them.
+    pub daemon: Option<DaemonStatus>,
+}
+
+/// A host's daemon in `status`.
+#[derive(Debug, Serialize)]
+pub struct DaemonStatus {
+    /// Whether it runs.
+    pub running: bool,
+    /// Its configuration, for `virtward --config`.
+    pub config: PathBuf,
+    /// Its log.
+    pub log: PathBuf,
 }
 
 /// The etcd in `status`.
@@ -273,6 +319,15 @@ pub fn status(lab: &Lab) -> Status {
             tcp_uri: lab.tcp_uri(host),
             local_storage: lab.local_dir(host),
             rate_limit: host.rate_limit.clone(),
+            paused: at.members().is_frozen(),
+            storage_stalled: storage::is_stalled(&lab.name, &host.name),
+            fence_mode: fence::Mode::of(lab, host).as_str(),
+            watchdog: bmc::watchdog_socket(lab, host),
+            daemon: lab.daemon.is_some().then(|| DaemonStatus {
+                running: daemon::pid(at).is_some(),
+                config: daemon::config(at),
+                log: daemon::log(at),
+            }),
         }
     };
     Status {
@@ -284,6 +339,7 @@ pub fn status(lab: &Lab) -> Status {
         hosts: lab.hosts.iter().map(host_status).collect(),
         etcd: (!lab.etcd.is_empty()).then(|| EtcdStatus { endpoints: etcd::endpoints(lab) }),
         partitions: lab.faults.clone(),
+        fence_agent: fence::agent(lab),
     }
 }
 
@@ -295,8 +351,19 @@ impl Status {
         for h in &self.hosts {
             let limit = h.rate_limit.as_ref().map_or_else(String::new, |r| format!(", limited to {r}"));
             text.push_str(&format!(
-                "  {:<4}{:<15}power {:<4}libvirtd {:<9}{}{limit}\n",
-                h.name, h.address, h.power, h.libvirtd, h.uri
+                "  {:<4}{:<15}power {:<4}libvirtd {:<9}{}{limit}{}{}{}{}\n",
+                h.name,
+                h.address,
+                h.power,
+                h.libvirtd,
+                h.uri,
+                if h.paused { ", paused" } else { "" },
+                if h.storage_stalled { ", storage stalled" } else { "" },
+                match &h.daemon {
+                    Some(daemon) if !daemon.running => ", daemon stopped",
+                    _ => "",
+                },
+                if h.fence_mode == "honest" { String::new() } else { format!(", fence device {}", h.fence_mode) },
             ));
         }
         if let Some(etcd) = &self.etcd {

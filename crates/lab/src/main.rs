@@ -4,11 +4,14 @@
 //! looking. It never touches a libvirt, a network or a process that it did not make.
 
 mod agent;
+mod bmc;
 mod capabilities;
 mod cli;
+mod daemon;
 mod demo;
 mod disk;
 mod etcd;
+mod fence;
 mod fill;
 mod host;
 mod lab;
@@ -17,8 +20,10 @@ mod net;
 mod proc;
 mod run;
 mod state;
+mod storage;
 mod virsh;
 mod vm;
+mod writers;
 
 use std::{
     io::Write,
@@ -32,7 +37,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::{
-    cli::{Cli, Command, HostCommand, NetCommand, PartitionArgs, Switch, VmCommand},
+    cli::{Cli, Command, HostCommand, NetCommand, PartitionArgs, StorageCommand, Switch, VmCommand},
     host::HostRef,
     names::{HostName, LabName},
     state::{Fault, Lab, Lock},
@@ -90,7 +95,13 @@ fn perform(cli: &Cli) -> Result<u8> {
             print(cli, &json!({"partitions": []}), || "every host hears every other one".to_owned())?;
         }
         Command::Net(NetCommand::Limit { host, rate }) => limit(cli, host, rate)?,
+        Command::Storage(command) => storage_command(cli, command)?,
         Command::Vm(command) => return vm_command(cli, command),
+        Command::Bmc { host } => {
+            let lab = Lab::find(name)?.with_context(|| format!("lab {name} is not there"))?;
+            bmc::serve(&lab, lab.host(host)?)?;
+        }
+        Command::FenceAgent => return Ok(fence::run(&Lab::load(name)?, std::io::stdin().lock())),
         Command::Demo { virtward, clear } => demo::run(virtward, *clear)?,
         Command::HostInit { host } => {
             // `up` calls this before the lab is complete.
@@ -125,6 +136,21 @@ fn host_command(cli: &Cli, command: &HostCommand) -> Result<()> {
             };
             print(cli, &json!({"host": host, "power": state}), || format!("host {host}: power {state}"))
         }
+        HostCommand::Pause { host } => freeze(cli, host, true),
+        HostCommand::Resume { host } => freeze(cli, host, false),
+        HostCommand::Daemon { action, host } => {
+            let (_lock, lab) = locked(&cli.lab)?;
+            let at = HostRef::new(&lab, lab.host(host)?);
+            daemon::act(at, *action)?;
+            let state = if daemon::pid(at).is_some() { "running" } else { "stopped" };
+            print(cli, &json!({"host": host, "daemon": state}), || format!("host {host}: daemon {state}"))
+        }
+        HostCommand::FenceMode { host, mode } => {
+            let (_lock, lab) = locked(&cli.lab)?;
+            mode.set(&lab, lab.host(host)?)?;
+            let mode = mode.as_str();
+            print(cli, &json!({"host": host, "fence_mode": mode}), || format!("host {host}: fence device {mode}"))
+        }
         HostCommand::Libvirtd { action, host } => {
             let (_lock, lab) = locked(&cli.lab)?;
             let at = HostRef::new(&lab, lab.host(host)?);
@@ -133,6 +159,35 @@ fn host_command(cli: &Cli, command: &HostCommand) -> Result<()> {
             print(cli, &json!({"host": host, "libvirtd": state}), || format!("host {host}: libvirtd {state}"))
         }
     }
+}
+
+fn freeze(cli: &Cli, host: &HostName, stop: bool) -> Result<()> {
+    let (_lock, lab) = locked(&cli.lab)?;
+    let at = HostRef::new(&lab, lab.host(host)?);
+    if at.keeper().is_none() {
+        bail!("host {host} has no power");
+    }
+    at.members().freeze(stop)?;
+    print(cli, &json!({"host": host, "paused": stop}), || {
+        format!("host {host}: {}", if stop { "paused" } else { "goes on" })
+    })
+}
+
+fn storage_command(cli: &Cli, command: &StorageCommand) -> Result<()> {
+    let (_lock, lab) = locked(&cli.lab)?;
+    let (host, stalled) = match command {
+        StorageCommand::Stall { host } => {
+            storage::stall(HostRef::new(&lab, lab.host(host)?))?;
+            (host, true)
+        }
+        StorageCommand::Heal { host } => {
+            storage::heal(&lab.name, &lab.host(host)?.name)?;
+            (host, false)
+        }
+    };
+    print(cli, &json!({"host": host, "storage_stalled": stalled}), || {
+        format!("host {host}: shared storage {}", if stalled { "does not answer" } else { "answers" })
+    })
 }
 
 fn partition(cli: &Cli, args: &PartitionArgs) -> Result<()> {
@@ -192,6 +247,12 @@ fn vm_command(cli: &Cli, command: &VmCommand) -> Result<u8> {
             vm::wait(&lab, vm, *timeout)?;
             let seconds = started.elapsed().as_secs_f64();
             print(cli, &json!({"name": vm, "up": true, "waited_seconds": seconds}), || format!("guest {vm} is up"))?;
+        }
+        VmCommand::CheckWriters { vm } => {
+            let report = writers::check(&writers::disk(&lab, vm))?;
+            let good = report.faults.is_empty();
+            print(cli, &report, || report.text())?;
+            return Ok(u8::from(!good));
         }
         VmCommand::List => {
             let all = vm::list(&lab);

@@ -284,7 +284,9 @@ mod tests {
             index: 1,
             hosts: vec![host(1), host(2)],
             etcd: vec![],
+            root: None,
             faults: vec![fault],
+            daemon: None,
             complete: true,
         };
         let rules = ruleset(&lab, &lab.hosts[0]);

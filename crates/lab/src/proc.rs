@@ -70,6 +70,29 @@ impl Membership {
         self.holds(pid) && pidfd_send_signal(&fd, signal).is_ok()
     }
 
+    /// Stops every process of the host where it stands, as a hypervisor that pauses a host does, or lets them go on.
+    /// They know nothing of it, and their clocks went on.
+    pub fn freeze(&self, stop: bool) -> Result<()> {
+        let (signal, state) = if stop { (Signal::STOP, "stop") } else { (Signal::CONT, "go on") };
+        // New ones that a process forked before it stopped are met by the next round.
+        let done = wait_until(Duration::from_secs(20), || {
+            self.signal_all(signal);
+            self.pids()
+                .into_iter()
+                .all(|pid| matches!(state_of(pid), None | Some('Z' | 'X' | 'D')) || is_stopped(pid) == stop)
+        });
+        if !done {
+            bail!("processes {:?} do not {state}", self.pids());
+        }
+        Ok(())
+    }
+
+    /// Whether the host is stopped: all of its processes are.
+    pub fn is_frozen(&self) -> bool {
+        let pids = self.pids();
+        !pids.is_empty() && pids.into_iter().all(is_stopped)
+    }
+
     /// Ends every process of the host at once, as a power cut does. New ones that a dying process still forked are
     /// met by the next round.
     pub fn kill_all(&self) -> Result<()> {
@@ -103,9 +126,34 @@ fn all_pids() -> Vec<i32> {
     entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
 }
 
+/// The state of a process as the kernel shows it; none when it is gone.
+fn state_of(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The state follows the name, which is in parentheses and may hold anything.
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
 /// A process that has ended and waits for its parent holds nothing any more.
 fn is_zombie(pid: i32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
-    // The state follows the name, which is in parentheses and may hold anything.
-    stat.rsplit_once(')').is_none_or(|(_, rest)| matches!(rest.trim_start().chars().next(), Some('Z' | 'X')))
+    matches!(state_of(pid), None | Some('Z' | 'X'))
+}
+
+fn is_stopped(pid: i32) -> bool {
+    state_of(pid) == Some('T')
+}
+
+/// Sends a signal to a process that `is_it` recognises, looked at after its pidfd was opened.
+pub fn signal_if(pid: i32, signal: Signal, is_it: impl Fn(i32) -> bool) {
+    let Some(number) = Pid::from_raw(pid) else { return };
+    let Ok(fd) = pidfd_open(number, PidfdFlags::empty()) else { return };
+    if is_it(pid) {
+        let _ = pidfd_send_signal(&fd, signal);
+    }
+}
+
+/// Whether a process was called with these words, one after the other.
+pub fn has_words(pid: i32, words: &[&str]) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let called: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+    called.windows(words.len()).any(|some| some.iter().zip(words).all(|(a, b)| *a == b.as_bytes()))
 }

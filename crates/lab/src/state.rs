@@ -34,9 +34,15 @@ pub struct Lab {
     /// The hosts with an etcd member.
     #[serde(default)]
     pub etcd: Vec<HostName>,
+    /// Where the system is installed whose programs the hosts run; the machine's own when absent.
+    #[serde(default)]
+    pub root: Option<PathBuf>,
     /// The partitions in force.
     #[serde(default)]
     pub faults: Vec<Fault>,
+    /// The product that every host runs as a daemon.
+    #[serde(default)]
+    pub daemon: Option<PathBuf>,
     /// False while `up` is at work, so that a lab which it left half-way is not taken for a whole one.
     #[serde(default)]
     pub complete: bool,

@@ -17,12 +17,13 @@ use virtward_model::Bytes;
 
 use crate::{
     agent,
-    cli::{CreateArgs, Format, Pool},
+    cli::{CreateArgs, Pool},
     disk,
     host::HostRef,
     names::VmName,
     state::{Lab, write_atomically},
     virsh::Virsh,
+    writers,
 };
 
 /// The kernel and initramfs that setup.sh built last.
@@ -87,8 +88,12 @@ pub fn create(lab: &Lab, args: &CreateArgs) -> Result<Created> {
     let uuid = Uuid::new_v4();
     let attempt = || -> Result<(f64, Option<f64>)> {
         make_disks(&specs, &dir)?;
+        if args.writer {
+            writers::make(&writers::disk(lab, &args.vm))?;
+        }
         let disks_seconds = started.elapsed().as_secs_f64();
-        let xml = domain_xml(args, uuid, &image, &specs, disk::permits_direct_io(&dir));
+        let writer = args.writer.then(|| writers::disk(lab, &args.vm));
+        let xml = domain_xml(args, uuid, &image, &specs, writer.as_deref(), disk::permits_direct_io(&dir));
         if let Some(copy) = &args.xml_to {
             write_atomically(copy, xml.as_bytes())?;
         }
@@ -107,7 +112,7 @@ pub fn create(lab: &Lab, args: &CreateArgs) -> Result<Created> {
         Err(error) => {
             let _ = virsh.call(&["destroy", args.vm.as_str()]);
             let _ = virsh.call(&["undefine", args.vm.as_str()]);
-            for disk in &disks {
+            for disk in disks.iter().chain(&args.writer.then(|| writers::disk(lab, &args.vm))) {
                 let _ = fs::remove_file(disk);
             }
             Err(error.context(format!("cannot create {}", args.vm)))
@@ -171,31 +176,37 @@ fn define_and_start(lab: &Lab, virsh: &Virsh, args: &CreateArgs, xml: &str) -> R
     Ok(())
 }
 
-fn domain_xml(args: &CreateArgs, uuid: Uuid, image: &Path, specs: &[disk::Spec], direct: bool) -> String {
+fn domain_xml(
+    args: &CreateArgs,
+    uuid: Uuid,
+    image: &Path,
+    specs: &[disk::Spec],
+    writer: Option<&Path>,
+    direct: bool,
+) -> String {
     let name = &args.vm;
     let memory_kib = args.memory.get() >> 10;
     let cache = if direct { "none" } else { "writeback" };
-    let disks: String = specs
+    let disk = |format: &str, path: &Path, target: &str, serial: &str, more: &str| {
+        format!(
+            "    <disk type='file' device='disk'>\n\
+             \x20     <driver name='qemu' type='{format}' cache='{cache}' discard='unmap'/>\n\
+             \x20     <source file='{}'/>\n\
+             \x20     <target dev='{target}' bus='virtio'/>\n\
+             \x20     <serial>{serial}</serial>{more}\n\
+             \x20   </disk>\n",
+            path.display()
+        )
+    };
+    let mut disks: String = specs
         .iter()
         .enumerate()
-        .map(|(n, spec)| {
-            format!(
-                "    <disk type='file' device='disk'>\n\
-                 \x20     <driver name='qemu' type='{}' cache='{cache}' discard='unmap'/>\n\
-                 \x20     <source file='{}'/>\n\
-                 \x20     <target dev='{}' bus='virtio'/>\n\
-                 \x20     <serial>{}</serial>\n\
-                 \x20   </disk>\n",
-                match spec.format {
-                    Format::Qcow2 => "qcow2",
-                    Format::Raw => "raw",
-                },
-                spec.path.display(),
-                target(n),
-                label(n),
-            )
-        })
+        .map(|(n, spec)| disk(spec.format.as_str(), &spec.path, &target(n), &label(n), ""))
         .collect();
+    if let Some(path) = writer {
+        // Shared, so that no lock of QEMU's hides what the records are to show: on one machine those locks reach every host.
+        disks.push_str(&disk("raw", path, "vdz", writers::SERIAL, "<shareable/>"));
+    }
     let mac = args.mac.as_ref().map_or_else(String::new, |mac| format!("<mac address='{mac}'/>"));
     let agent = if args.no_agent {
         ""

@@ -6,7 +6,9 @@
 
 use std::{
     fs,
-    process::{Command, Output},
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    process::{Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -87,8 +89,9 @@ impl Lab {
         for process in fs::read_dir("/proc").expect("/proc").flatten() {
             let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            let ours =
-                command.contains(&format!("of lab {name}")) || command.contains(&format!("virtward-lab/{name}/"));
+            let ours = ["of lab ", "virtward-lab/", "--name "].iter().any(|before| {
+                command.split_once(&format!("{before}{name}")).is_some_and(|(_, after)| !after.starts_with('-'))
+            });
             found.extend(ours.then_some(command));
         }
         let lock = format!("/run/virtward-lab/.{name}.lock");
@@ -203,6 +206,125 @@ fn power_cut(lab: &Lab) {
     lab.virsh(0, &["start", "web1"]);
     lab.run(&["vm", "wait", "web1"]);
     assert_eq!(lab.run(&["vm", "exec", "web1", "--", "cat", "/data/note", "/data/.lab/boots"]), "kept\n3\n");
+}
+
+/// What goes wrong with hosts, and the proof that two hosts never ran one guest: one lab for all of it.
+#[test]
+fn faults_of_hosts_and_the_records_of_writers() {
+    let lab = Lab::new("faults");
+    let status = lab.json(&["up", "--hosts", "2"]);
+    lab.run(&["vm", "create", "w1", "--host", "h1", "--writer", "--wait"]);
+    watchdog(&lab, status["hosts"][1]["watchdog"].as_str().expect("a socket"));
+    fence_agent(&lab, status["fence_agent"].as_str().expect("a program"));
+
+    let (stop, go) = (["host", "pause", "h1"], ["host", "resume", "h1"]);
+    writer_stops_and_goes_on(&lab, &stop, &go);
+    let (stop, go) = (["storage", "stall", "h1"], ["storage", "heal", "h1"]);
+    writer_stops_and_goes_on(&lab, &stop, &go);
+    two_writers_are_found(&lab);
+    lab.down_and_check();
+}
+
+/// The records of the guest w1, which must be without fault.
+fn records(lab: &Lab) -> u64 {
+    let report = lab.json(&["vm", "check-writers", "w1"]);
+    assert_eq!(report["faults"].as_array().map(Vec::len), Some(0), "{report}");
+    report["records"].as_u64().expect("a number")
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}: not within a minute");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn writer_stops_and_goes_on(lab: &Lab, stop: &[&str], go: &[&str]) {
+    let before = records(lab);
+    until("the guest writes", || records(lab) > before + 3);
+    lab.run(stop);
+    // What was on its way arrives; then nothing more.
+    thread::sleep(Duration::from_millis(500));
+    let stopped = records(lab);
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(records(lab), stopped, "{stop:?}");
+    lab.run(go);
+    until("the guest goes on", || records(lab) > stopped + 3);
+}
+
+fn watchdog(lab: &Lab, socket: &str) {
+    let power = || lab.json(&["status"])["hosts"][1]["power"].as_str().expect("a state").to_owned();
+    let mut first = UnixStream::connect(socket).expect("the watchdog");
+    let answer = |stream: &mut UnixStream, word: &str| {
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+        stream.write_all(format!("{word}\n").as_bytes()).expect("it listens");
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).expect("an answer");
+        line.trim().to_owned()
+    };
+    assert!(answer(&mut first, "arm 0").starts_with("a timeout is"));
+    drop(first);
+    let mut armed = UnixStream::connect(socket).expect("the watchdog");
+    assert!(answer(&mut armed, "arm 3").starts_with("armed 3 "));
+    let mut second = UnixStream::connect(socket).expect("the watchdog");
+    assert_eq!(answer(&mut second, "arm 600"), "busy");
+    // Petted: longer than the timeout.
+    for _ in 0..8 {
+        armed.write_all(b"pet\n").expect("it listens");
+        thread::sleep(Duration::from_millis(500));
+    }
+    assert_eq!(answer(&mut armed, "V"), "off");
+    drop(armed);
+    thread::sleep(Duration::from_secs(4));
+    assert_eq!(power(), "on", "stopped in order, and fired");
+    // The daemon dies: closed without the magic character.
+    let mut armed = UnixStream::connect(socket).expect("the watchdog");
+    assert!(answer(&mut armed, "arm 1").starts_with("armed 1 "));
+    drop(armed);
+    until("the watchdog fires", || power() == "off");
+}
+
+fn fence_agent(lab: &Lab, agent: &str) {
+    let call = |parameters: &str| {
+        let mut child = Command::new(agent)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the agent runs");
+        child.stdin.take().expect("a pipe").write_all(parameters.as_bytes()).expect("it reads");
+        let output = child.wait_with_output().expect("it ends");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let power = || lab.json(&["status"])["hosts"][1]["power"].as_str().expect("a state").to_owned();
+    let boot = || lab.run(&["host", "exec", "h2", "--", "cat", "/proc/sys/kernel/random/boot_id"]);
+    assert_eq!(call("action=status\nplug=h2\n"), (Some(2), "Status: OFF".into()));
+    assert_eq!(call("action=on\nport=h2\n").0, Some(0));
+    assert_eq!(call("action=status\nplug=h2\n"), (Some(0), "Status: ON".into()));
+    let first = boot();
+    lab.run(&["host", "fence-mode", "h2", "lying"]);
+    assert_eq!(call("action=off\nplug=h2\n").0, Some(0));
+    assert_eq!(call("action=status\nplug=h2\n"), (Some(2), "Status: OFF".into()));
+    assert_eq!(power(), "on", "the device lies, and switched");
+    lab.run(&["host", "fence-mode", "h2", "dead"]);
+    assert_eq!(call("action=off\nplug=h2\n").0, Some(1));
+    assert_eq!(power(), "on");
+    lab.run(&["host", "fence-mode", "h2", "honest"]);
+    assert_eq!(call("action=reboot\nplug=h2\n").0, Some(0));
+    assert_eq!(power(), "on");
+    assert_ne!(boot(), first, "a power cut is a new boot");
+    assert_eq!(call("action=monitor\nplug=h9\n").0, Some(1));
+    assert!(call("action=metadata\n").1.contains("<resource-agent name=\"fence_virtward_lab\""));
+}
+
+fn two_writers_are_found(lab: &Lab) {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(file.path(), lab.virsh(0, &["dumpxml", "w1", "--inactive"])).expect("written");
+    lab.virsh(1, &["define", &file.path().to_string_lossy()]);
+    lab.virsh(1, &["start", "w1"]);
+    until("the second writer is seen", || !lab.output(&["vm", "check-writers", "w1"]).status.success());
+    lab.virsh(1, &["destroy", "w1"]);
 }
 
 #[test]

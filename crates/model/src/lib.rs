@@ -13,6 +13,7 @@ pub mod time;
 pub mod units;
 pub mod vm;
 pub mod world;
+pub mod xml;
 
 pub use age::{Age, ParseAgeError};
 pub use machine::{CpuAsk, CpuFit, DiskUse, Fit, HostOffer, Link, Machine, Nic, Pool, Tie, TieKind, Volume};

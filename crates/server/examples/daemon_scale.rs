@@ -180,6 +180,8 @@ fn config(dir: &Path) -> Outcome<Config> {
         jobs_max: 2,
         reconcile: Duration::from_secs(60),
         stop_timeout: Duration::from_secs(10),
+        node: "h1".into(),
+        cluster: None,
     })
 }
 

@@ -5,9 +5,9 @@
 //! nothing else has to be kept. Failures are counted per address.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -23,6 +23,7 @@ use crate::{
         record::{Idempotency, Made},
     },
     kv::{self, Kv},
+    table::Table,
 };
 
 const TOKEN_PREFIX: &str = "vwt_";
@@ -37,8 +38,9 @@ const FAILURES_OVER: Duration = Duration::from_secs(60);
 /// Addresses that are remembered; beyond, all count as one.
 const ADDRESSES_MAX: usize = 10_000;
 
+/// A token as it is kept.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct StoredToken {
+pub struct StoredToken {
     token: Token,
     /// BLAKE3 of the secret, in hex.
     hash: String,
@@ -53,7 +55,8 @@ struct StoredSession {
 /// Tokens and sessions.
 pub struct Access {
     kv: Kv,
-    tokens: RwLock<BTreeMap<String, Arc<StoredToken>>>,
+    /// As they are stored, by id.
+    pub table: Table<String, StoredToken>,
     failures: Mutex<HashMap<Option<IpAddr>, Vec<Instant>>>,
     changing: tokio::sync::Mutex<()>,
 }
@@ -96,23 +99,20 @@ fn unknown() -> Problem {
 impl Access {
     /// Those of the state store.
     pub async fn load(kv: Kv) -> Result<Self> {
-        let stored = kv.list::<StoredToken>("/v1/tokens/").await?;
-        let tokens = stored.into_iter().map(|(_, stored)| (stored.token.id.clone(), Arc::new(stored))).collect();
-        Ok(Self { kv, tokens: RwLock::new(tokens), failures: Mutex::default(), changing: tokio::sync::Mutex::new(()) })
+        let table = Table::load(&kv, "/v1/tokens/").await?;
+        Ok(Self { kv, table, failures: Mutex::default(), changing: tokio::sync::Mutex::new(()) })
     }
 
     /// Every token, by name.
     pub fn tokens(&self) -> Vec<Token> {
-        let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<Token> = tokens.values().map(|stored| stored.token.clone()).collect();
+        let mut all: Vec<Token> = self.table.values().iter().map(|stored| stored.token.clone()).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
 
     fn token(&self, id: &str) -> Option<Arc<StoredToken>> {
-        let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
         let now = Timestamp::now();
-        tokens.get(id).filter(|stored| stored.token.expires.is_none_or(|expires| expires > now)).cloned()
+        self.table.get(&id.to_owned()).filter(|stored| stored.token.expires.is_none_or(|expires| expires > now))
     }
 
     /// Makes a token; its secret, unless the same request made it before.
@@ -158,10 +158,10 @@ impl Access {
                 &Made { request: again.request.clone(), id: id.clone(), at: now },
             )?);
         }
-        if !self.kv.commit(compares, ops).await? {
+        let Some(at) = self.kv.commit(compares, ops).await? else {
             return Err(Problem::new(Code::Conflict, "another request with this idempotency key is under way"));
-        }
-        self.tokens.write().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), Arc::new(stored));
+        };
+        self.table.put(id.clone(), at, stored);
         Ok((token, Some(format!("{TOKEN_PREFIX}{id}_{secret}"))))
     }
 
@@ -183,8 +183,9 @@ impl Access {
             return Err(Problem::new(Code::NotFound, format!("there is no token {id_or_name}"))
                 .hint("virtward token list shows what there is"));
         };
-        self.kv.delete(&[token_key(&token.id)]).await?;
-        self.tokens.write().unwrap_or_else(PoisonError::into_inner).remove(&token.id);
+        if let Some(at) = self.kv.delete(&[token_key(&token.id)]).await? {
+            self.table.delete(&token.id, at);
+        }
         Ok(token)
     }
 
@@ -207,7 +208,7 @@ impl Access {
         let latest = Timestamp::now().checked_add(SESSION_LIFE).unwrap_or(Timestamp::MAX);
         let expires = who.expires.map_or(latest, |expires| expires.min(latest));
         let cookie = random(32)?;
-        self.kv.put(&session_key(&cookie), &StoredSession { token: id.to_owned(), expires }).await?;
+        _ = self.kv.put(&session_key(&cookie), &StoredSession { token: id.to_owned(), expires }).await?;
         let csrf_token = Some(csrf_token(&cookie));
         Ok((Principal { kind: PrincipalKind::Session, expires: Some(expires), csrf_token, ..who }, cookie))
     }
@@ -224,7 +225,7 @@ impl Access {
 
     /// Ends a session.
     pub async fn log_out(&self, cookie: &str) -> Result<()> {
-        self.kv.delete(&[session_key(cookie)]).await
+        self.kv.delete(&[session_key(cookie)]).await.map(|_| ())
     }
 
     /// Whether an address failed too often of late; if so, how many seconds to wait.
@@ -256,7 +257,7 @@ impl Access {
         let now = Timestamp::now();
         let sessions = self.kv.list::<StoredSession>("/v1/sessions/").await?;
         let over = sessions.into_iter().filter(|(_, session)| session.expires <= now);
-        self.kv.delete(&over.map(|(key, _)| key).collect::<Vec<_>>()).await
+        self.kv.delete(&over.map(|(key, _)| key).collect::<Vec<_>>()).await.map(|_| ())
     }
 }
 

@@ -37,6 +37,38 @@ pub struct Config {
     pub reconcile: Duration,
     /// How long running jobs may take to clean up when the daemon stops.
     pub stop_timeout: Duration,
+    /// This daemon's name among others.
+    pub node: String,
+    /// Several daemons over one state; none: this host alone.
+    pub cluster: Option<ClusterConfig>,
+}
+
+/// How several daemons make a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// Where peers are answered; none: not at all.
+    pub listen: Option<SocketAddr>,
+    /// `HOST:PORT` by which peers reach this node; default: the address of `listen`.
+    pub address: Option<String>,
+    /// The state.
+    pub etcd: Etcd,
+    /// Directory of this node's certificate and keys.
+    pub dir: PathBuf,
+    /// How long a daemon that vanished counts as present, and a leader as leading.
+    pub lease: Duration,
+}
+
+/// How etcd is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Etcd {
+    /// URLs of its members.
+    pub endpoints: Vec<String>,
+    /// What every key begins with there.
+    pub prefix: String,
+    /// Authorities that its certificates may come from; needed for https.
+    pub ca: Option<PathBuf>,
+    /// This node's certificate chain and key towards etcd.
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// A repository.

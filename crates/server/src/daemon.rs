@@ -1,7 +1,7 @@
 //! The daemon as one thing: everything that its loops and its API share.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -10,23 +10,35 @@ use std::{
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 use virtward_api::{Code, Problem, RepositoryState, Severity};
+use virtward_cluster::Revision;
 use virtward_engine::{Env, reconcile::inventory::Inventory};
 
 use crate::{
     access::Access,
+    cluster::{
+        claims::Claims,
+        fleet::{Fleet, Registry},
+        leader::Leader,
+        nodes::{Me, Nodes},
+    },
     config::Config,
     events::{Audit, Events, Note},
     failures::Result,
     hub::Hub,
-    jobs::Jobs,
+    jobs::{
+        Jobs,
+        record::{NewJob, Place, Work},
+    },
     kv::{self, Kv},
     metrics::Metrics,
+    peers::{self, Identity, Peers, Served},
     policies::Policies,
     repositories::{Entry, Repositories},
     scheduler::Planned,
+    table::Table,
     views,
 };
 
@@ -37,6 +49,20 @@ pub struct Daemon {
     pub kv: Kv,
     /// What the host has.
     pub inventory: Arc<Inventory>,
+    /// The daemons of the cluster.
+    pub nodes: Arc<Nodes>,
+    /// Who may do what to which VM.
+    pub claims: Arc<Claims>,
+    /// The way to the others.
+    pub peers: Arc<Peers>,
+    /// What of this node's is served to the others.
+    pub served: Served,
+    /// What the other hosts have.
+    pub registry: Registry,
+    /// Whether this daemon leads.
+    pub leader: Leader,
+    /// Something is to be told to the others.
+    pub publish: Notify,
     /// What is remembered of VMs.
     pub vms: KnownVms,
     /// Repositories.
@@ -62,6 +88,7 @@ pub struct Daemon {
     /// Fingerprint of the listener's certificate.
     pub certificate: RwLock<Option<String>>,
     planned: RwLock<Arc<Planned>>,
+    followed: watch::Sender<Revision>,
     stopping: AtomicBool,
 }
 
@@ -74,18 +101,31 @@ pub struct Parts {
     pub hub: Arc<Hub>,
     pub events: Events,
     pub audit: Audit,
-    pub node: String,
+    pub me: Me,
+    pub identity: Option<Arc<Identity>>,
     pub now: Timestamp,
 }
 
 impl Daemon {
     /// Loads what the state store has.
     pub async fn new(parts: Parts) -> Result<Self> {
-        let Parts { config, kv, inventory, hub, events, audit, node, now } = parts;
+        let Parts { config, kv, inventory, hub, events, audit, me, identity, now } = parts;
+        let is_cluster = config.cluster.is_some();
+        let nodes = Arc::new(Nodes::load(kv.clone(), me, is_cluster).await?);
+        let peers = Arc::new(Peers::new(nodes.clone(), identity)?);
+        let claims = Arc::new(Claims::load(kv.clone(), nodes.clone()).await?);
         Ok(Self {
+            registry: Registry::load(&kv, nodes.clone(), inventory.clone()).await?,
+            leader: Leader::new(is_cluster),
+            publish: Notify::new(),
+            followed: watch::Sender::new(Revision::default()),
             vms: KnownVms::load(kv.clone()).await?,
-            repositories: Repositories::load(kv.clone(), &config.repositories).await?,
-            jobs: Arc::new(Jobs::load(kv.clone(), hub.clone(), node).await?),
+            repositories: Repositories::load(kv.clone(), &config.repositories, peers.clone()).await?,
+            jobs: Arc::new(Jobs::load(kv.clone(), hub.clone(), nodes.clone(), claims.clone()).await?),
+            nodes,
+            peers,
+            served: Served::default(),
+            claims,
             policies: Policies::load(kv.clone()).await?,
             access: Access::load(kv.clone()).await?,
             config: RwLock::new(Arc::new(config)),
@@ -116,15 +156,17 @@ impl Daemon {
             ("state-dir", now.state_dir != next.state_dir),
             ("runtime-dir", now.socket != next.socket),
             ("connect", now.connect != next.connect),
+            ("[cluster]", now.node != next.node || now.cluster != next.cluster),
         ] {
             if differs {
                 tracing::warn!("{what} changed in the configuration; that needs a restart of the daemon");
             }
         }
-        self.repositories.reconfigure(&next.repositories).await?;
+        self.repositories.reconfigure(&next.repositories);
         let kept = (now.listen, now.socket.clone(), now.state_dir.clone(), now.connect.clone());
         let (listen, socket, state_dir, connect) = kept;
-        let next = Config { listen, socket, state_dir, connect, ..next };
+        let (node, cluster) = (now.node.clone(), now.cluster.clone());
+        let next = Config { listen, socket, state_dir, connect, node, cluster, ..next };
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         self.schedule.notify_one();
         self.jobs.wake.notify_one();
@@ -134,6 +176,51 @@ impl Daemon {
     /// The host's name as far as it is known.
     pub fn host_name(&self) -> String {
         self.inventory.world().host.name.clone()
+    }
+
+    /// Every host and VM as they are known now.
+    pub fn fleet(&self) -> Arc<Fleet> {
+        self.registry.fleet()
+    }
+
+    /// The node that serves a repository, if it is not for every node to reach by itself.
+    pub fn owner_of(&self, repository: &str) -> Option<String> {
+        let entry = self.repositories.find(Some(repository)).ok()?;
+        peers::served_by(&entry.config.location).map(|(node, _)| node.to_owned())
+    }
+
+    /// This host.
+    pub fn here(&self) -> Place {
+        Place { node: self.nodes.me.name.clone(), host: self.host_name() }
+    }
+
+    /// Where a job is to be done: a backup where its VM is, a removal where the repository is, the rest here.
+    pub fn place_for(&self, new: &NewJob) -> Place {
+        let fleet = self.fleet();
+        let placed = new.vm.as_ref().and_then(|vm| fleet.vms.get(&vm.uuid));
+        match (&new.work, placed) {
+            (Work::Backup { .. }, Some(placed)) => Place { node: placed.node.clone(), host: placed.host.clone() },
+            // Others may only add to what a node serves: it deletes itself.
+            (Work::Prune { .. }, _) => match self.owner_of(&new.repository) {
+                Some(node) => {
+                    let host = fleet.hosts.get(&node).map_or_else(|| node.clone(), |host| host.name.clone());
+                    Place { node, host }
+                }
+                None => self.here(),
+            },
+            _ => self.here(),
+        }
+    }
+
+    /// Everything up to a revision of the state store is known here.
+    pub fn follow_to(&self, revision: Revision) {
+        self.followed.send_replace(revision);
+    }
+
+    /// Waits until everything up to a revision is known here.
+    pub async fn caught_up(&self, revision: Revision) {
+        // The sender lives as long as this does.
+        let _ = self.followed.subscribe().wait_for(|followed| *followed >= revision).await;
     }
 
     /// What a job needs; fails while the hypervisor was never reached.
@@ -205,7 +292,8 @@ impl Daemon {
 /// What is remembered of VMs, also of those that are gone.
 pub struct KnownVms {
     kv: Kv,
-    all: RwLock<BTreeMap<Uuid, Known>>,
+    /// By UUID.
+    pub table: Table<Uuid, Known>,
 }
 
 /// What is remembered of a VM.
@@ -221,10 +309,7 @@ pub struct Known {
 
 impl KnownVms {
     async fn load(kv: Kv) -> Result<Self> {
-        let all = kv.list::<Known>("/v1/vms/").await?;
-        let uuid = |key: &str| key.strip_prefix("/v1/vms/").and_then(|uuid| uuid.parse().ok());
-        let all = all.into_iter().filter_map(|(key, known)| Some((uuid(&key)?, known))).collect();
-        Ok(Self { kv, all: RwLock::new(all) })
+        Ok(Self { table: Table::load(&kv, "/v1/vms/").await?, kv })
     }
 
     /// When a VM was first seen; now, if it was not.
@@ -234,12 +319,12 @@ impl KnownVms {
 
     /// What is remembered.
     pub fn known(&self, vm: Uuid) -> Option<Known> {
-        self.all.read().unwrap_or_else(PoisonError::into_inner).get(&vm).cloned()
+        self.table.get(&vm).map(|known| Known::clone(&known))
     }
 
     /// Remembers VMs with their names and tags, in as few transactions as they fit in; those that are new.
     pub async fn see(&self, seen: &[(Uuid, &str, &[String])]) -> Result<BTreeSet<Uuid>> {
-        let (mut new, mut ops) = (BTreeSet::new(), Vec::new());
+        let (mut new, mut changed) = (BTreeSet::new(), Vec::new());
         for (vm, name, tags) in seen {
             let before = self.known(*vm);
             let first_seen = before.as_ref().map_or_else(Timestamp::now, |known| known.first_seen);
@@ -248,13 +333,15 @@ impl KnownVms {
                 new.insert(*vm);
             }
             if before.as_ref() != Some(&known) {
-                ops.push(kv::put(&format!("/v1/vms/{vm}"), &known)?);
-                self.all.write().unwrap_or_else(PoisonError::into_inner).insert(*vm, known);
+                changed.push((*vm, known));
             }
         }
-        while !ops.is_empty() {
-            let some = ops.split_off(ops.len().saturating_sub(virtward_cluster::TXN_LEN_MAX));
-            self.kv.commit(Vec::new(), some).await?;
+        for some in changed.chunks(virtward_cluster::TXN_LEN_MAX) {
+            let put = |(vm, known): &(Uuid, Known)| kv::put(&format!("/v1/vms/{vm}"), known);
+            let ops = some.iter().map(put).collect::<Result<Vec<_>>>()?;
+            if let Some(at) = self.kv.commit(Vec::new(), ops).await? {
+                some.iter().for_each(|(vm, known)| _ = self.table.put(*vm, at, known.clone()));
+            }
         }
         Ok(new)
     }

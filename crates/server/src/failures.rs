@@ -96,6 +96,12 @@ pub fn state(error: &StateError) -> Problem {
     }
 }
 
+/// Somebody else was faster.
+pub fn changed(what: &str) -> Problem {
+    Problem::new(Code::Conflict, format!("{what} was changed by somebody else at the same time"))
+        .hint("look at it again, and ask again if it is still wanted")
+}
+
 /// From the name of a restore point.
 pub fn point(error: &PointRefError) -> Problem {
     match error {

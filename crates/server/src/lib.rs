@@ -18,6 +18,8 @@
 )]
 
 mod access;
+pub mod admin;
+pub mod cluster;
 pub mod config;
 mod daemon;
 mod events;
@@ -28,10 +30,12 @@ mod jobs;
 mod journal;
 mod kv;
 mod metrics;
+mod peers;
 mod policies;
 mod pump;
 mod repositories;
 mod scheduler;
+mod table;
 mod tls;
 mod views;
 mod web;
@@ -51,10 +55,12 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
+use uuid::Uuid;
 use virtward_api::{Code, Problem, Severity};
 use virtward_engine::{Cancel, reconcile::inventory::Inventory};
 
 use crate::{
+    cluster::nodes::Me,
     config::Config,
     daemon::{Daemon, Parts},
     events::{Audit, Events, Note},
@@ -62,6 +68,7 @@ use crate::{
     http::listen,
     hub::Hub,
     kv::Kv,
+    peers::Identity,
     wire_up::Wiring,
 };
 
@@ -73,6 +80,8 @@ pub type Reload = Arc<dyn Fn() -> std::result::Result<Config, String> + Send + S
 pub struct Listening {
     /// Address of HTTPS, with the port that it got.
     pub https: Option<SocketAddr>,
+    /// Address where peers are answered.
+    pub peers: Option<SocketAddr>,
     /// Fingerprint of the certificate.
     pub certificate_sha256: Option<String>,
 }
@@ -85,7 +94,10 @@ pub async fn run(
     stop: Cancel,
     ready: oneshot::Sender<Listening>,
 ) -> Result<()> {
-    let daemon = Arc::new(build(config, wiring).await?);
+    let daemon = tokio::select! {
+        daemon = build(config, wiring) => Arc::new(daemon?),
+        () = stop.cancelled() => return Ok(()),
+    };
     let config = daemon.config();
     let socket = listen::bind_unix(&config.socket).map_err(|error| {
         Problem::new(Code::Busy, format!("cannot listen on {}: {error}", config.socket.display()))
@@ -95,10 +107,17 @@ pub async fn run(
         Some(address) => Some(https(&daemon, address).await?),
         None => None,
     };
+    let peers = match config.cluster.as_ref().and_then(|cluster| cluster.listen).zip(daemon.peers.identity()) {
+        Some((address, identity)) => Some((peer_listener(address, &identity).await?, identity)),
+        None => None,
+    };
     let listening = Listening {
+        peers: peers.as_ref().and_then(|((listener, _), _)| listener.local_addr().ok()),
         https: https.as_ref().and_then(|(listener, _)| listener.local_addr().ok()),
         certificate_sha256: daemon.certificate.read().unwrap_or_else(PoisonError::into_inner).clone(),
     };
+    let address = config.cluster.as_ref().and_then(|cluster| cluster.address.clone());
+    daemon.nodes.register(address, daemon.started).await?;
     jobs::runner::recover(&daemon).await;
 
     let (work, doors) = (Cancel::default(), Cancel::default());
@@ -111,6 +130,14 @@ pub async fn run(
     answering.spawn(pump::run(daemon.clone(), changes));
     loops.spawn(jobs::runner::run(daemon.clone(), work.clone()));
     loops.spawn(scheduler::run(daemon.clone(), work.clone()));
+    answering.spawn(cluster::follow::run(daemon.clone(), doors.clone()));
+    if let Some(cluster) = &config.cluster {
+        loops.spawn(cluster::leader::run(daemon.clone(), cluster.lease, work.clone()));
+        loops.spawn(cluster::oversight::run(daemon.clone(), work.clone()));
+        loops.spawn(cluster::publish::run(daemon.clone(), work.clone()));
+        loops.spawn(pump::others(daemon.clone(), work.clone()));
+        answering.spawn(daemon.nodes.clone().beat(cluster.lease, doors.clone()));
+    }
     loops.spawn(pump::housekeeping(daemon.clone(), work.clone()));
     let router = http::router(daemon.clone());
     let tls = https.as_ref().map(|(_, tls)| tls.clone());
@@ -119,6 +146,17 @@ pub async fn run(
     answering.spawn(listen::unix(socket, router.clone(), doors.clone()));
     if let Some((listener, tls)) = https {
         answering.spawn(listen::https(listener, tls, router, doors.clone()));
+    }
+    if let Some(((listener, tls), identity)) = peers {
+        answering.spawn(listen::peers(listener, tls.clone(), peers::router(daemon.clone()), doors.clone()));
+        let (changed, of) = (daemon.clone(), identity.clone());
+        let changed = move || {
+            peers::renew(&tls, &of);
+            if let Err(problem) = changed.peers.renew() {
+                tracing::error!(%problem, "calls to other nodes go on as they did");
+            }
+        };
+        loops.spawn(peers::identity::keep(daemon.clone(), identity, changed, work.clone()));
     }
     daemon.events.add(Note::new(Severity::Info, "daemon-started", "the daemon started"));
     notify(&[NotifyState::Ready]);
@@ -161,8 +199,42 @@ async fn build(config: Config, wiring: Wiring) -> Result<Daemon> {
     }
     let inventory = Arc::new(Inventory::new(wiring.connector, now));
     let kv = Kv::new(wiring.store);
+    usable(&kv, config.cluster.is_some()).await?;
     tracing::info!(state = kv.location(), "state opened");
-    Daemon::new(Parts { config, kv, inventory, hub, events, audit, node: wire_up::node_name(), now }).await
+    let me = Me { name: config.node.clone(), boot: Uuid::now_v7() };
+    let identity = match &config.cluster {
+        Some(cluster) if cluster.listen.is_some() => Some(Arc::new(Identity::load(&cluster.dir)?)),
+        _ => None,
+    };
+    Daemon::new(Parts { config, kv, inventory, hub, events, audit, me, identity, now }).await
+}
+
+/// Waits until the state can be used. A cluster's may be away when hosts start after a power cut; that of one host is here
+/// or is not.
+async fn usable(kv: &Kv, is_cluster: bool) -> Result<()> {
+    loop {
+        match virtward_cluster::state::restoring(&*kv.store()).await {
+            Ok(false) => return Ok(()),
+            Ok(true) => {
+                return Err(Problem::new(Code::StateUnavailable, "a restore of the state has not ended")
+                    .hint("run virtward cluster restore-state again"));
+            }
+            Err(error) if is_cluster && error.is_retryable() => {
+                tracing::warn!(%error, "waiting for the cluster's state");
+                tokio::time::sleep(Duration::from_secs(3)).await;
+            }
+            Err(error) => return Err(failures::state(&error)),
+        }
+    }
+}
+
+async fn peer_listener(address: SocketAddr, identity: &Identity) -> Result<(TcpListener, listen::Tls)> {
+    let tls = peers::listen(identity)?;
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        Problem::new(Code::Busy, format!("cannot listen on {address} for peers: {error}"))
+            .hint("choose another address with listen in [cluster] of the configuration")
+    })?;
+    Ok((listener, Arc::new(RwLock::new(tls))))
 }
 
 async fn https(daemon: &Daemon, address: SocketAddr) -> Result<(TcpListener, listen::Tls)> {

@@ -98,8 +98,8 @@ pub fn text(daemon: &Daemon) -> String {
     let mut by_protection: BTreeMap<String, f64> = BTreeMap::new();
     let mut newest = Vec::new();
     let views = views::Views::new(daemon);
-    for view in world.vms.values() {
-        let vm = views.vm(view);
+    for placed in views.fleet.vms.values() {
+        let vm = views.vm(placed);
         *by_protection.entry(word(vm.protection)).or_default() += 1.0;
         if let Some(at) = vm.last_point {
             newest.push((labels(&[("vm", &vm.name), ("uuid", &vm.uuid.to_string())]), at.as_second() as f64));

@@ -22,6 +22,7 @@ use virtward_model::Policy;
 use crate::{
     failures::Result,
     kv::{self, Kv},
+    table::Table,
 };
 
 /// A policy as it is kept.
@@ -48,6 +49,9 @@ type Entry = (Stored, Option<Compiled>);
 pub struct Policies {
     kv: Kv,
     zones: TimeZoneDatabase,
+    /// As they are stored.
+    pub table: Table<String, Stored>,
+    /// The same, ready for use.
     all: RwLock<BTreeMap<String, Arc<Entry>>>,
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
@@ -70,9 +74,19 @@ impl Policies {
     /// Those of the state store.
     pub async fn load(kv: Kv) -> Result<Self> {
         let zones = TimeZoneDatabase::from_env();
-        let stored = kv.list::<Stored>("/v1/policies/").await?;
-        let all = stored.into_iter().map(|(_, stored)| (stored.policy.name.clone(), compile(stored, &zones))).collect();
-        Ok(Self { kv, zones, all: RwLock::new(all), changing: tokio::sync::Mutex::new(()) })
+        let table = Table::<String, Stored>::load(&kv, "/v1/policies/").await?;
+        let all = table.all().into_iter().map(|(name, stored)| (name, compile(&stored, &zones))).collect();
+        Ok(Self { kv, zones, table, all: RwLock::new(all), changing: tokio::sync::Mutex::new(()) })
+    }
+
+    /// A policy is another one now, or gone.
+    pub fn news(&self, name: &str) {
+        let now = self.table.get(&name.to_owned()).map(|stored| compile(&stored, &self.zones));
+        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
+        match now {
+            Some(entry) => _ = all.insert(name.to_owned(), entry),
+            None => _ = all.remove(name),
+        }
     }
 
     /// All, by name, with what is ready for the planner.
@@ -153,12 +167,12 @@ impl Policies {
             Some((_, entry)) => entry.unchanged(),
             None => Compare::absent(key(&name)),
         };
-        if !self.kv.commit(vec![compare], vec![kv::put(&key(&name), &stored)?]).await? {
+        let Some(at) = self.kv.commit(vec![compare], vec![kv::put(&key(&name), &stored)?]).await? else {
             return Err(Problem::new(Code::RevisionMismatch, format!("policy {name} was changed by somebody else"))
                 .hint("read it again, and apply the change to what is there now"));
-        }
-        let entry = compile(stored.clone(), &self.zones);
-        self.all.write().unwrap_or_else(PoisonError::into_inner).insert(name, entry);
+        };
+        self.table.put(name.clone(), at, stored.clone());
+        self.news(&name);
         Ok(stored)
     }
 
@@ -166,18 +180,20 @@ impl Policies {
     pub async fn delete(&self, name: &str) -> Result<()> {
         let _one = self.changing.lock().await;
         self.get(name)?;
-        self.kv.delete(&[key(name)]).await?;
-        self.all.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        if let Some(at) = self.kv.delete(&[key(name)]).await? {
+            self.table.delete(&name.to_owned(), at);
+        }
+        self.news(name);
         Ok(())
     }
 }
 
-fn compile(stored: Stored, zones: &TimeZoneDatabase) -> Arc<(Stored, Option<Compiled>)> {
+fn compile(stored: &Stored, zones: &TimeZoneDatabase) -> Arc<(Stored, Option<Compiled>)> {
     let compiled = Compiled::new(stored.policy.clone(), stored.since, zones);
     if let Err(findings) = &compiled {
         tracing::error!(policy = stored.policy.name, ?findings, "a policy is not valid (any more); it does nothing");
     }
-    Arc::new((stored, compiled.ok()))
+    Arc::new((stored.clone(), compiled.ok()))
 }
 
 fn with_hint(message: String, hint: Option<String>) -> String {

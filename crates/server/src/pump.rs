@@ -15,6 +15,8 @@ use crate::{daemon::Daemon, events::Note, views, views::Views};
 
 /// Changes that are handled together.
 const TOGETHER: usize = 100;
+/// Between two looks at what other daemons changed.
+const OTHERS_EVERY: Duration = Duration::from_secs(1);
 /// Between two looks into the repositories.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Looks between two times of tidying up.
@@ -33,6 +35,7 @@ pub async fn run(daemon: Arc<Daemon>, mut changes: mpsc::Receiver<Change>) {
     while changes.recv_many(&mut batch, TOGETHER).await > 0 {
         let world = daemon.inventory.world();
         let views = Views::new(&daemon);
+        daemon.publish.notify_one();
         let seen = batch.iter().filter_map(|change| match change {
             Change::Added(uuid) | Change::Changed(uuid, _) => world.vms.get(uuid),
             _ => None,
@@ -52,7 +55,9 @@ pub async fn run(daemon: Arc<Daemon>, mut changes: mpsc::Receiver<Change>) {
                 Change::Added(uuid) | Change::Changed(uuid, _) => {
                     let Some(view) = world.vms.get(&uuid) else { continue };
                     let name = view.vm.name.clone();
-                    daemon.hub.send("inventory", "vm", &views.vm(view));
+                    if let Some(placed) = views.fleet.vms.get(&uuid) {
+                        daemon.hub.send("inventory", "vm", &views.vm(placed));
+                    }
                     if let Change::Changed(_, Some(was)) = change {
                         let now = views::power(view.vm.state);
                         let now = serde_json::to_value(now).ok();
@@ -94,6 +99,33 @@ fn host(daemon: &Daemon, views: &Views<'_>, was: HostState) {
     daemon.events.add(note);
 }
 
+/// Tells followers of VMs of other hosts that changed, and looks again into repositories that other daemons wrote into;
+/// until cancelled.
+pub async fn others(daemon: Arc<Daemon>, cancel: Cancel) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(OTHERS_EVERY) => {}
+            () = cancel.cancelled() => return,
+        }
+        let changed = daemon.registry.take_changed();
+        if !changed.is_empty() {
+            let views = Views::new(&daemon);
+            for uuid in changed {
+                match views.fleet.vms.get(&uuid) {
+                    Some(placed) => daemon.hub.send("inventory", "vm", &views.vm(placed)),
+                    None => daemon.hub.send("inventory", "vm-removed", &Removed { uuid }),
+                }
+            }
+        }
+        for entry in daemon.repositories.take_stale() {
+            tokio::select! {
+                () = daemon.refresh(&entry, false) => {}
+                () = cancel.cancelled() => return,
+            }
+        }
+    }
+}
+
 /// Looks into repositories, measures them, forgets what is old; until cancelled.
 pub async fn housekeeping(daemon: Arc<Daemon>, cancel: Cancel) {
     let mut looks = 0;
@@ -101,9 +133,9 @@ pub async fn housekeeping(daemon: Arc<Daemon>, cancel: Cancel) {
         let is_time = looks % LOOKS_PER_TIDY == 0;
         let work = async {
             for entry in daemon.repositories.all() {
-                daemon.refresh(&entry, is_time).await;
+                daemon.refresh(&entry, is_time && daemon.leader.is_leader()).await;
             }
-            if is_time {
+            if is_time && daemon.leader.is_leader() {
                 for outcome in [daemon.jobs.prune().await, daemon.access.prune().await] {
                     if let Err(problem) = outcome {
                         tracing::warn!(%problem, "tidying up");

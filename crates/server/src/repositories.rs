@@ -4,7 +4,7 @@
 //! A repository that cannot be used is no reason to stop: it says why, and is tried again.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
     io::Read,
     path::Path,
@@ -13,15 +13,22 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use uuid::Uuid;
-use virtward_api::{Code, Maintenance, Problem, RepositoryState, RepositoryUsage, UsageSample};
+use virtward_api::{Code, JobKind, Maintenance, Problem, RepositoryState, RepositoryUsage, UsageSample};
 use virtward_model::{PointId, RestorePoint};
-use virtward_repo::{Repository, Secret, store};
+use virtward_repo::{
+    Repository, Secret,
+    store::{self, Store, append::AppendOnly, cache::CachedStore},
+};
 
 use crate::{
     config::{DEFAULT_REPOSITORY, RepositoryConfig, SecretFile},
     failures::{self, Result, blocking},
+    jobs::record::{Record, Work},
     kv::Kv,
+    peers::{self, Peers, RemoteStore},
+    table::Table,
 };
 
 /// Longest password or key file that makes sense.
@@ -33,6 +40,13 @@ const SAMPLE_EVERY: SignedDuration = SignedDuration::from_hours(1);
 /// All of them.
 pub struct Repositories {
     kv: Kv,
+    peers: Arc<Peers>,
+    /// What is kept of each in the state store.
+    pub table: Table<String, Kept>,
+    /// Others wrote into these.
+    stale: Mutex<BTreeSet<String>>,
+    /// Some became stale.
+    pub wake: Notify,
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
 }
 
@@ -40,6 +54,7 @@ pub struct Repositories {
 pub struct Entry {
     /// What was said of it.
     pub config: RepositoryConfig,
+    peers: Arc<Peers>,
     opened: tokio::sync::Mutex<Option<Repository>>,
     view: Mutex<Arc<View>>,
 }
@@ -80,7 +95,7 @@ pub struct Kept {
 }
 
 impl Entry {
-    fn new(config: RepositoryConfig, kept: Kept) -> Self {
+    fn new(config: RepositoryConfig, kept: Kept, peers: Arc<Peers>) -> Self {
         let view = View {
             id: None,
             state: RepositoryState::Unknown,
@@ -90,7 +105,7 @@ impl Entry {
             holds: BTreeMap::new(),
             kept,
         };
-        Self { config, opened: tokio::sync::Mutex::default(), view: Mutex::new(Arc::new(view)) }
+        Self { config, peers, opened: tokio::sync::Mutex::default(), view: Mutex::new(Arc::new(view)) }
     }
 
     /// What is known of it.
@@ -110,8 +125,19 @@ impl Entry {
             return Ok(repository.clone());
         }
         let config = self.config.clone();
+        let remote = peers::served_by(&config.location)
+            .map(|(node, name)| Arc::new(RemoteStore::new(self.peers.clone(), node, name)));
         let repository = blocking(move || {
-            let store = store::open_with(&config.location, &config.store).map_err(|error| failures::repo(&error))?;
+            let store: Arc<dyn Store> = match (remote, &config.store.cache) {
+                (None, _) => {
+                    store::open_with(&config.location, &config.store).map_err(|error| failures::repo(&error))?
+                }
+                (Some(remote), None) => Arc::new(AppendOnly::new(remote)),
+                (Some(remote), Some(cache)) => {
+                    let cached = CachedStore::new(remote, cache).map_err(|error| failures::repo(&error))?;
+                    Arc::new(AppendOnly::new(Arc::new(cached)))
+                }
+            };
             let secret = secret(&config.secret)?;
             Repository::open(store, &secret).map_err(|error| failures::repo(&error))
         })
@@ -168,10 +194,38 @@ impl Entry {
 
 impl Repositories {
     /// Those of the configuration.
-    pub async fn load(kv: Kv, configs: &[RepositoryConfig]) -> Result<Self> {
-        let all = Self { kv, entries: Mutex::default() };
-        all.reconfigure(configs).await?;
+    pub async fn load(kv: Kv, configs: &[RepositoryConfig], peers: Arc<Peers>) -> Result<Self> {
+        let table = Table::load(&kv, "/v1/repositories/").await?;
+        let (stale, wake) = (Mutex::default(), Notify::new());
+        let all = Self { kv, peers, table, stale, wake, entries: Mutex::default() };
+        all.reconfigure(configs);
         Ok(all)
+    }
+
+    /// What is kept of a repository is another thing now.
+    pub fn news(&self, name: &str, kept: &Kept) {
+        if let Ok(entry) = self.find(Some(name)) {
+            entry.set(|view| view.kept = kept.clone());
+        }
+    }
+
+    /// Another daemon did something that may have changed restore points.
+    pub fn is_stale(&self, record: &Record) {
+        if !matches!(record.job.kind, JobKind::Backup | JobKind::Copy | JobKind::Prune) {
+            return;
+        }
+        let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
+        stale.insert(record.job.repository.clone());
+        if let Work::Copy { to, .. } = &record.work {
+            stale.insert(to.clone());
+        }
+        self.wake.notify_one();
+    }
+
+    /// Those that others wrote into since this was last asked.
+    pub fn take_stale(&self) -> Vec<Arc<Entry>> {
+        let stale = std::mem::take(&mut *self.stale.lock().unwrap_or_else(PoisonError::into_inner));
+        stale.iter().filter_map(|name| self.find(Some(name)).ok()).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Entry>>> {
@@ -179,22 +233,20 @@ impl Repositories {
     }
 
     /// Takes over another configuration; what did not change stays as it is.
-    pub async fn reconfigure(&self, configs: &[RepositoryConfig]) -> Result<()> {
-        let kept: BTreeMap<String, Kept> = self.kv.list("/v1/repositories/").await?.into_iter().collect();
+    pub fn reconfigure(&self, configs: &[RepositoryConfig]) {
         let mut entries = self.lock();
         let mut next = BTreeMap::new();
         for config in configs {
             let entry = match entries.get(&config.name) {
                 Some(entry) if entry.config == *config => entry.clone(),
                 _ => {
-                    let kept = kept.get(&key(&config.name)).cloned().unwrap_or_default();
-                    Arc::new(Entry::new(config.clone(), kept))
+                    let kept = self.table.get(&config.name).map(|kept| Kept::clone(&kept)).unwrap_or_default();
+                    Arc::new(Entry::new(config.clone(), kept, self.peers.clone()))
                 }
             };
             next.insert(config.name.clone(), entry);
         }
         *entries = next;
-        Ok(())
     }
 
     /// All, by name.
@@ -252,7 +304,10 @@ impl Repositories {
     /// Changes what is kept of a repository.
     pub async fn keep(&self, entry: &Entry, change: impl FnOnce(&mut Kept)) -> Result<()> {
         entry.set(|view| change(&mut view.kept));
-        self.kv.put(&key(&entry.config.name), &entry.view().kept).await
+        let (name, kept) = (entry.config.name.clone(), entry.view().kept.clone());
+        let at = self.kv.put(&key(&name), &kept).await?;
+        self.table.put(name, at, kept);
+        Ok(())
     }
 }
 

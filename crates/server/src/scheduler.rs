@@ -12,10 +12,11 @@ use jiff::Timestamp;
 use uuid::Uuid;
 use virtward_api::{BackupRequest, JobKind, JobState, Origin, Quiesce, VmRef};
 use virtward_decide::schedule::{self, History, HostState, Job, Report, ScheduleInput, Start, VmFacts};
-use virtward_engine::{Cancel, reconcile::inventory};
+use virtward_engine::Cancel;
 use virtward_model::{Policy, QuiesceRequest, policy::Mode};
 
 use crate::{
+    cluster::fleet::Placed,
     daemon::Daemon,
     jobs::record::{NewJob, Work},
 };
@@ -69,13 +70,15 @@ pub async fn once(daemon: &Arc<Daemon>, since: Timestamp) -> Option<Timestamp> {
     let input = input(daemon, since);
     let (starts, report) = schedule::plan(&input, now);
     // Until the first complete look it is not known what there is, and nothing may start on what is not known.
-    let is_complete = daemon.inventory.world().is_complete;
+    let is_complete = daemon.fleet().hosts.values().any(|host| host.is_complete);
+    let guard = daemon.leader.guard().ok().filter(|_| !daemon.nodes.is_removed());
     let broken = schedule::lint::check(&input, now, &starts, &report);
     if !broken.is_empty() {
         tracing::error!(?broken, "a plan breaks its own rules; nothing of it is started");
     }
     let wake_at = report.wake_at;
-    let jobs: Vec<NewJob> = match broken.is_empty() && is_complete && !daemon.is_stopping() {
+    let may_start = broken.is_empty() && is_complete && !daemon.is_stopping();
+    let jobs: Vec<NewJob> = match may_start && guard.is_some() {
         true => starts.iter().filter_map(|start| job(&input, start)).collect(),
         false => Vec::new(),
     };
@@ -83,7 +86,8 @@ pub async fn once(daemon: &Arc<Daemon>, since: Timestamp) -> Option<Timestamp> {
     daemon.metrics.cycle(began.elapsed());
     for new in jobs {
         let (vm, policy) = (new.vm.clone(), new.origin.policy.clone());
-        match daemon.jobs.submit(new, &daemon.host_name(), None).await {
+        let place = daemon.place_for(&new);
+        match daemon.jobs.submit(new, &place, None, guard.clone().unwrap_or_default()).await {
             Ok((job, _)) => tracing::info!(job = %job.id, ?vm, ?policy, "a policy's backup is asked for"),
             Err(problem) => tracing::error!(?vm, ?policy, %problem, "a policy's backup could not be asked for"),
         }
@@ -101,15 +105,17 @@ fn planned(input: ScheduleInput, report: Report, at: Timestamp) -> Planned {
 
 /// Everything that the planner has to know.
 pub fn input(daemon: &Daemon, since: Timestamp) -> ScheduleInput {
-    let world = daemon.inventory.world();
-    let host = world.host.name.clone();
-    let state = match world.host.state {
-        inventory::HostState::Up => HostState::Up,
-        inventory::HostState::Down => HostState::Down,
-        // Its backups cannot run, and nobody says that it is dead.
-        inventory::HostState::LibvirtdDown | inventory::HostState::Unknown => HostState::Unknown,
-    };
-    let vms: Vec<VmFacts> = world.vms.values().map(|view| facts(daemon, view, &host)).collect();
+    let fleet = daemon.fleet();
+    let hosts = fleet.hosts.values().map(|host| {
+        let state = match host.state {
+            virtward_api::HostState::Up if host.is_complete => HostState::Up,
+            virtward_api::HostState::Down => HostState::Down,
+            // Its backups cannot run, and nobody says that it is dead.
+            _ => HostState::Unknown,
+        };
+        (host.name.clone(), state)
+    });
+    let vms: Vec<VmFacts> = fleet.vms.values().map(|placed| facts(daemon, placed)).collect();
     let storages: HashMap<Uuid, Vec<String>> = vms.iter().map(|vm| (vm.uuid, vm.storages.clone())).collect();
     let (mut running, mut claims) = (Vec::new(), Vec::new());
     for record in daemon.jobs.records() {
@@ -136,16 +142,17 @@ pub fn input(daemon: &Daemon, since: Timestamp) -> ScheduleInput {
     ScheduleInput {
         policies,
         vms,
-        hosts: BTreeMap::from([(host, state)]),
+        hosts: hosts.collect(),
         history,
         running,
         claims,
         limits,
-        scheduling_since: since,
+        scheduling_since: daemon.leader.planning_since(since),
     }
 }
 
-fn facts(daemon: &Daemon, view: &inventory::VmView, host: &str) -> VmFacts {
+fn facts(daemon: &Daemon, placed: &Placed) -> VmFacts {
+    let view = &placed.view;
     let directories = view.vm.disks.iter().filter_map(|disk| Path::new(disk.source.path()?).parent());
     let mut storages: Vec<String> = directories.map(|dir| dir.to_string_lossy().into_owned()).collect();
     storages.sort_unstable();
@@ -153,7 +160,7 @@ fn facts(daemon: &Daemon, view: &inventory::VmView, host: &str) -> VmFacts {
     VmFacts {
         uuid: view.vm.uuid,
         name: view.vm.name.clone(),
-        host: Some(host.to_owned()),
+        host: Some(placed.host.clone()),
         tags: view.details.tags.clone(),
         metadata: view.details.metadata.clone(),
         storages,

@@ -18,6 +18,7 @@ use virtward_engine::reconcile::inventory::{self, VmView, World};
 use virtward_model::{Disk, DiskDevice, DiskSource, RestorePoint, VmState};
 
 use crate::{
+    cluster::fleet::{Fleet, Placed},
     daemon::Daemon,
     jobs::record::{Attempt, Outcome, Record},
     policies::Stored,
@@ -29,6 +30,8 @@ use crate::{
 pub struct Views<'a> {
     daemon: &'a Daemon,
     world: Arc<World>,
+    /// Every host and VM.
+    pub fleet: Arc<Fleet>,
     planned: Arc<Planned>,
     repositories: Vec<(Arc<Entry>, Arc<repositories::View>)>,
     jobs: HashMap<Uuid, Uuid>,
@@ -44,6 +47,7 @@ impl<'a> Views<'a> {
         Self {
             daemon,
             world: daemon.inventory.world(),
+            fleet: daemon.fleet(),
             planned: daemon.plan(),
             repositories: daemon.repositories.all().into_iter().map(|entry| (entry.clone(), entry.view())).collect(),
             jobs: jobs.collect(),
@@ -70,15 +74,16 @@ impl<'a> Views<'a> {
     }
 
     /// A VM in a list.
-    pub fn vm(&self, view: &VmView) -> Vm {
+    pub fn vm(&self, placed: &Placed) -> Vm {
+        let view = &*placed.view;
         let uuid = view.vm.uuid;
         let newest = self.newest(uuid);
         Vm {
             uuid,
             name: view.vm.name.clone(),
-            host: self.world.host.name.clone(),
+            host: placed.host.clone(),
             state: power(view.vm.state),
-            is_stale: self.world.host.state != inventory::HostState::Up,
+            is_stale: placed.host_state != HostState::Up,
             tags: view.details.tags.clone(),
             size_bytes: size(view, newest.map(|(point, _)| &**point)),
             protection: self.state(uuid).0,
@@ -187,11 +192,12 @@ impl<'a> Views<'a> {
     }
 
     /// A VM with everything.
-    pub fn detail(&self, view: &VmView, now: Timestamp) -> VmDetail {
+    pub fn detail(&self, placed: &Placed, now: Timestamp) -> VmDetail {
+        let view = &*placed.view;
         let points = self.repositories.iter().map(|(_, of)| of.points.get(&view.vm.uuid).map_or(0, Vec::len) as u64);
         let newest = self.newest(view.vm.uuid).map(|(point, _)| &**point);
         VmDetail {
-            vm: self.vm(view),
+            vm: self.vm(placed),
             title: view.details.title.clone(),
             metadata: view.details.metadata.clone(),
             vcpus: view.details.vcpus,
@@ -221,14 +227,27 @@ impl<'a> Views<'a> {
         }
     }
 
-    /// The host.
+    /// Every host, by name.
+    pub fn hosts(&self) -> Vec<Host> {
+        let mut hosts = self.daemon.registry.other_hosts();
+        hosts.push(self.host());
+        let jobs = self.daemon.jobs.records();
+        for host in &mut hosts {
+            let runs_there =
+                |record: &&Arc<Record>| record.job.state == JobState::Running && record.job.host == host.name;
+            host.jobs_running = count(jobs.iter().filter(runs_there).count());
+        }
+        hosts.sort_by(|a, b| a.name.cmp(&b.name));
+        hosts
+    }
+
+    /// This host.
     pub fn host(&self) -> Host {
         let (world, host) = (&self.world, &self.world.host);
         let is_local = is_local(&host.uri);
         let memory = is_local.then(memory).flatten();
-        let running = |view: &&VmView| view.vm.state == VmState::Running;
-        let jobs = self.daemon.jobs.records();
-        let jobs = jobs.iter().filter(|record| record.job.state == JobState::Running).count();
+        let running = |view: &&Arc<VmView>| view.vm.state == VmState::Running;
+        let jobs = self.daemon.jobs.progress().len();
         Host {
             name: host.name.clone(),
             uuid: host.uuid,

@@ -10,12 +10,12 @@ use std::{
 
 use async_trait::async_trait;
 use virtward_api::{Code, Problem};
-use virtward_cluster::{EmbeddedOptions, EmbeddedStore, Store};
+use virtward_cluster::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Store, etcd::EtcdTls};
 use virtward_engine::reconcile::inventory::{Connector, HostState};
 use virtward_hypervisor::{Hypervisor, libvirt::Libvirt};
 
 use crate::{
-    config::Config,
+    config::{Config, Etcd},
     failures::{self, Result},
     views::is_local,
 };
@@ -32,18 +32,46 @@ pub struct Wiring {
 }
 
 impl Wiring {
-    /// libvirt, and a state file of its own.
+    /// libvirt, and the state that the configuration names.
     pub fn production(config: &Config) -> Result<Self> {
-        let dir = &config.state_dir;
-        make(dir).map_err(|error| {
-            Problem::new(Code::StateUnavailable, format!("cannot use {} for the state: {error}", dir.display()))
-                .hint("run as root, or name another directory with state-dir in [server] of the configuration")
-        })?;
-        let path = dir.join("state.db");
-        let store = EmbeddedStore::open(path, EmbeddedOptions::default()).map_err(|error| failures::state(&error))?;
         let connector = Arc::new(LibvirtConnector { uri: config.connect.clone() });
-        Ok(Self { connector, store: Arc::new(store) })
+        Ok(Self { connector, store: state(config)? })
     }
+}
+
+/// The state: in etcd where the configuration has a cluster, else in a file of this host's.
+pub fn state(config: &Config) -> Result<Arc<dyn Store>> {
+    let dir = &config.state_dir;
+    make(dir).map_err(|error| {
+        Problem::new(Code::StateUnavailable, format!("cannot use {} for the state: {error}", dir.display()))
+            .hint("run as root, or name another directory with state-dir in [server] of the configuration")
+    })?;
+    match &config.cluster {
+        Some(cluster) if !cluster.etcd.endpoints.is_empty() => Ok(Arc::new(etcd(&cluster.etcd)?)),
+        _ => {
+            let store = EmbeddedStore::open(dir.join("state.db"), EmbeddedOptions::default());
+            Ok(Arc::new(store.map_err(|error| failures::state(&error))?))
+        }
+    }
+}
+
+/// A store in etcd.
+pub fn etcd(etcd: &Etcd) -> Result<EtcdStore> {
+    let read = |path: &Path| {
+        fs::read_to_string(path).map_err(|error| {
+            Problem::new(Code::StateUnavailable, format!("cannot read {} for etcd: {error}", path.display()))
+                .hint("name the right files with etcd-ca, etcd-cert and etcd-key in [cluster] of the configuration")
+        })
+    };
+    let tls = match &etcd.ca {
+        None => None,
+        Some(ca) => {
+            let identity = etcd.identity.as_ref().map(|(cert, key)| Ok((read(cert)?, read(key)?)));
+            Some(EtcdTls { ca_pem: read(ca)?, identity_pem: identity.transpose()?, server_name: None })
+        }
+    };
+    let options = EtcdOptions { tls, ..EtcdOptions::new(etcd.endpoints.clone(), etcd.prefix.clone()) };
+    EtcdStore::new(options).map_err(|error| failures::state(&error))
 }
 
 /// Scratch images are in there by default, and QEMU runs as another user: it may pass through and not look around.

@@ -270,6 +270,9 @@ pub struct RestoreRequest {
     /// Replace a VM of that name (it must be shut off) and its disks.
     #[serde(default)]
     pub overwrite: bool,
+    /// Host to restore on; default: where the VM is or was.
+    #[serde(default)]
+    pub host: Option<String>,
     /// Directory on the host for the disks; default: where each was.
     #[serde(default)]
     pub disk_dir: Option<String>,

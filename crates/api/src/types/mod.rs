@@ -1,6 +1,7 @@
 //! Everything that is sent and received, one file per noun.
 
 mod access;
+mod cluster;
 mod event;
 mod inventory;
 mod job;
@@ -11,6 +12,7 @@ mod system;
 
 pub use self::{
     access::{Login, NewToken, Principal, PrincipalKind, Role, Session, Token, TokenCreated},
+    cluster::{ClusterLeader, ClusterNode, ClusterStatus, JoinTokenMade, NewJoinToken, StateBackup},
     event::{AuditEntry, Event, Severity},
     inventory::{
         Guest, Host, HostState, LastFailure, LastGood, Network, PowerState, Protection, ProtectionState, Storage,

@@ -1,6 +1,7 @@
 //! One file per command: its arguments, its help, and what it does.
 
 pub mod backup;
+pub mod cluster;
 pub mod completions;
 pub mod hook;
 pub mod host;

@@ -5,14 +5,14 @@ use std::{env, path::PathBuf, sync::Arc, time::Duration};
 use virtward_engine::{BackupOptions, Hooks};
 use virtward_server::{
     Listening, Reload,
-    config::{Config, DEFAULT_REPOSITORY, RepositoryConfig, SecretFile},
+    config::{ClusterConfig, Config, DEFAULT_REPOSITORY, Etcd, RepositoryConfig, SecretFile},
     wire_up::Wiring,
 };
 
 use crate::{
     app::App,
     cli::Global,
-    config::{self, SecretSource, Settings},
+    config::{self, Cluster, SecretSource, Settings},
     connect,
     exit::{Failure, Kind},
     out,
@@ -71,7 +71,8 @@ pub async fn run(app: &App, global: &Global) -> Result<(), Failure> {
     Ok(())
 }
 
-fn configuration(settings: &Settings, thaw_guard: Vec<String>) -> Result<Config, Failure> {
+/// What the daemon is told.
+pub fn configuration(settings: &Settings, thaw_guard: Vec<String>) -> Result<Config, Failure> {
     let server = &settings.server;
     let tls = match (&server.tls_cert, &server.tls_key) {
         (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
@@ -118,6 +119,45 @@ fn configuration(settings: &Settings, thaw_guard: Vec<String>) -> Result<Config,
         jobs_max: server.jobs_max.unwrap_or(2).max(1),
         reconcile: Duration::from_secs(server.reconcile_s.unwrap_or(60).max(1)),
         stop_timeout: Duration::from_secs(server.stop_timeout_s.unwrap_or(60)),
+        node: node(settings),
+        cluster: settings.cluster.as_ref().map(|cluster| self::cluster(settings, cluster)).transpose()?,
+    })
+}
+
+/// Name of this node.
+pub fn node(settings: &Settings) -> String {
+    let named = settings.cluster.as_ref().and_then(|cluster| cluster.name.clone());
+    named.unwrap_or_else(virtward_server::wire_up::node_name)
+}
+
+/// Port of peers.
+pub const PEER_PORT: u16 = 8461;
+/// What every key in etcd begins with, unless said otherwise.
+pub const ETCD_PREFIX: &str = "/virtward";
+
+fn cluster(settings: &Settings, cluster: &Cluster) -> Result<ClusterConfig, Failure> {
+    let usage = |message: &str| Failure::new(Kind::Usage, format!("[cluster] {message}"));
+    let identity = match (&cluster.etcd_cert, &cluster.etcd_key) {
+        (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
+        (None, None) => None,
+        _ => return Err(usage("names one of etcd-cert and etcd-key").hint("name both, or neither")),
+    };
+    if cluster.etcd.is_empty() {
+        return Err(
+            usage("names no etcd").hint("put the URLs of its members there, as virtward cluster init --etcd does")
+        );
+    }
+    Ok(ClusterConfig {
+        listen: Some(cluster.listen.unwrap_or_else(|| (std::net::Ipv4Addr::UNSPECIFIED, PEER_PORT).into())),
+        address: cluster.address.clone(),
+        etcd: Etcd {
+            endpoints: cluster.etcd.clone(),
+            prefix: cluster.etcd_prefix.clone().unwrap_or_else(|| ETCD_PREFIX.into()),
+            ca: cluster.etcd_ca.clone(),
+            identity,
+        },
+        dir: cluster.dir.clone().unwrap_or_else(|| settings.file.with_file_name("cluster")),
+        lease: Duration::from_secs(cluster.lease_s.unwrap_or(10).clamp(2, 300)),
     })
 }
 

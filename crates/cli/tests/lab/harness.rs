@@ -37,6 +37,14 @@ fn lab_binary() -> PathBuf {
     path
 }
 
+/// The product, with the tools and libraries that the lab's hosts have.
+pub fn product() -> Command {
+    let Some(root) = std::env::var_os("VIRTWARD_LAB_ROOT") else { return Command::new(VIRTWARD) };
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--", "sh", "-ec", "mount --bind \"$0/usr\" /usr; exec \"$@\""]).arg(root).arg(VIRTWARD);
+    command
+}
+
 /// A lab, a repository beside it, and a directory for everything else.
 pub struct Lab {
     pub name: String,
@@ -87,9 +95,23 @@ impl Lab {
         Self { name, dir, hosts: Value::Null, keyed, mounts: Vec::new() }
     }
 
-    fn start_with(mut self, hosts: u32) -> Self {
+    /// The same with an etcd, a member of which is on each of the first three hosts.
+    pub fn with_etcd(hosts: u32) -> Self {
+        Self::place(true).start_as(hosts, &["--etcd"])
+    }
+
+    /// The same with a daemon on every host, in one cluster, which the lab starts again when it dies.
+    pub fn with_daemons(hosts: u32) -> Self {
+        Self::place(true).start_as(hosts, &["--etcd", "--daemon", VIRTWARD])
+    }
+
+    fn start_with(self, hosts: u32) -> Self {
+        self.start_as(hosts, &[])
+    }
+
+    fn start_as(mut self, hosts: u32, more: &[&str]) -> Self {
         let lab = &mut self;
-        let status = lab.lab(&["up", "--hosts", &hosts.to_string(), "--json"]);
+        let status = lab.lab(&[&["up", "--hosts", &hosts.to_string(), "--json"], more].concat());
         lab.hosts = serde_json::from_str(&status).expect("JSON of virtward-lab up");
         std::fs::write(lab.path("password"), "correct horse battery staple\n").expect("a password file");
         lab.restrict("password");
@@ -142,6 +164,29 @@ impl Lab {
         self.dir.path().join(name)
     }
 
+    /// A command in a host, to be continued; its process is the command's own.
+    pub fn host_exec(&self, host: &str) -> Command {
+        let mut command = Command::new(lab_binary());
+        command.arg("--name").arg(&self.name).args(["host", "exec", host, "--"]);
+        command
+    }
+
+    /// The processes of etcd's members.
+    pub fn etcd_pids(&self) -> Vec<String> {
+        let file = |host: &str| Path::new("/run/virtward-lab").join(&self.name).join(host).join("etcd.pid");
+        let hosts = self.hosts["hosts"].as_array().expect("hosts");
+        let names = hosts.iter().filter_map(|host| host["name"].as_str());
+        names.filter_map(|host| std::fs::read_to_string(file(host)).ok()).map(|pid| pid.trim().to_owned()).collect()
+    }
+
+    /// Sends a signal to processes of the lab.
+    pub fn signal(&self, pids: &[String], signal: &str) {
+        let mut command = Command::new("kill");
+        command.arg(format!("-{signal}")).args(pids);
+        let output = run(command, Duration::from_secs(5));
+        assert!(output.status.success(), "kill -{signal}: {}", text(&output));
+    }
+
     /// Runs `virtward-lab` on this lab and gives its standard output.
     pub fn lab(&self, arguments: &[&str]) -> String {
         let output = self.lab_output(arguments);
@@ -180,7 +225,7 @@ impl Lab {
 
     /// The product, configured for this lab.
     pub fn virtward(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(VIRTWARD);
+        let mut command = product();
         for name in ["VIRTWARD_REPO", "VIRTWARD_CONNECT", "VIRTWARD_PASSWORD_FILE", "VIRTWARD_KEY_FILE"] {
             command.env_remove(name);
         }
@@ -191,6 +236,13 @@ impl Lab {
     /// Runs the product, whatever comes of it.
     pub fn output(&self, arguments: &[&str]) -> Output {
         run(self.virtward(arguments), Duration::from_secs(180))
+    }
+
+    /// Runs the product on a host, where it sees what is the host's own, and gives its standard output.
+    pub fn ok_on(&self, host: &str, arguments: &[&str]) -> String {
+        let config = self.path("config.toml").display().to_string();
+        let before = ["host", "exec", host, "--", VIRTWARD, "--config", &config];
+        self.lab(&[&before[..], arguments].concat())
     }
 
     /// Runs the product, which must succeed, and gives its standard output.
@@ -341,7 +393,7 @@ impl Drop for Lab {
 }
 
 /// A product process that is killed when forgotten.
-pub struct Running(Child);
+pub struct Running(pub Child);
 
 impl Running {
     pub fn pid(&self) -> u32 {

@@ -8,9 +8,12 @@ mod harness;
 mod browser;
 
 mod backup;
+mod cluster;
 mod daemon;
 mod guest;
+mod ha_hands;
 mod interrupted;
+mod migrate;
 mod remote;
 mod repository;
 mod restore;

@@ -2,12 +2,13 @@
 
 use std::{
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
 use serde_json::Value;
 
-use crate::harness::{CHECKSUMS, Lab, noise, text, tool, wait};
+use crate::harness::{CHECKSUMS, Lab, Running, noise, text, tool, wait};
 
 const UUID: &str = "5d1e6a52-7f0c-4a6e-9d3b-2f4b8c1d0e9f";
 const MAC: &str = "52:54:00:12:34:56";
@@ -344,4 +345,78 @@ fn a_vm_comes_up_on_another_host_with_the_disks_where_both_see_them() {
     assert!(said["warnings"].to_string().contains("h2 must see"), "{said}");
     lab.lab(&["vm", "wait", "web1"]);
     assert_eq!(lab.guest_sh("web1", CHECKSUMS), before);
+}
+
+/// Asks a TPM, given a copy of its state, for the public part of its endorsement key, which no two TPMs have in common.
+fn endorsement_key(lab: &Lab, state: &Path) -> Vec<u8> {
+    use std::io::{Read, Write};
+    let copy = tempfile::tempdir_in(lab.dir.path()).expect("a directory");
+    let state = state.join("tpm2/tpm2-00.permall");
+    std::fs::copy(&state, copy.path().join("tpm2-00.permall")).unwrap_or_else(|error| panic!("{state:?}: {error}"));
+    let socket = copy.path().join("tpm");
+    let mut swtpm = Command::new("swtpm");
+    swtpm.args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"]);
+    swtpm.arg(format!("dir={}", copy.path().display()));
+    swtpm.arg("--server").arg(format!("type=unixio,path={}", socket.display()));
+    let running = Running(swtpm.spawn().expect("swtpm (scripts/setup.sh test)"));
+    wait("swtpm", LIMIT, || socket.exists());
+    let mut tpm = std::os::unix::net::UnixStream::connect(&socket).expect("swtpm answers");
+    // TPM2_ReadPublic of the persistent RSA key.
+    tpm.write_all(&[0x80, 1, 0, 0, 0, 14, 0, 0, 1, 0x73, 0x81, 1, 0, 1]).expect("a command");
+    let mut answer = vec![0; 4096];
+    let length = tpm.read(&mut answer).expect("an answer");
+    answer.truncate(length);
+    running.signal("KILL");
+    running.finish(LIMIT);
+    assert!(length > 200 && answer[6..10] == [0; 4], "the TPM answers {answer:x?}");
+    answer
+}
+
+#[test]
+fn the_tpm_of_a_vm_and_the_variables_of_its_firmware_come_back() {
+    let lab = Lab::quick(1);
+    // It boots nothing; its firmware writes variables and uses the TPM all the same.
+    let xml = format!(
+        "<domain type='qemu'><name>sealed</name><memory unit='MiB'>128</memory>\
+         <os><type arch='x86_64' machine='q35'>hvm</type>\
+         <loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader>\
+         <nvram template='/usr/share/OVMF/OVMF_VARS_4M.fd'>{}</nvram></os><features><acpi/></features>\
+         <cpu mode='custom'><model>qemu64</model></cpu><devices><serial type='pty'/>\
+         <tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm></devices></domain>",
+        lab.path("VARS.fd").display()
+    );
+    std::fs::write(lab.path("sealed.xml"), xml).expect("a file");
+    lab.virsh_ok("h1", &["define", lab.path("sealed.xml").to_str().unwrap()]);
+    let uuid = lab.virsh_ok("h1", &["domuuid", "sealed"]);
+    // The host's own /var/lib/libvirt, as this machine sees it.
+    let state = lab.shared().with_file_name("h1").join("lib/swtpm").join(uuid.trim());
+    let variables = || std::fs::read(lab.path("VARS.fd")).expect("variables");
+    let fresh = std::fs::read("/usr/share/OVMF/OVMF_VARS_4M.fd").expect("OVMF (scripts/setup.sh test)");
+    lab.virsh_ok("h1", &["start", "sealed"]);
+    wait("variables of the firmware", LIMIT, || variables() != fresh);
+    let running = lab.ok_on("h1", &["--json", "backup", "run", "sealed"]);
+    assert!(!running.contains("not in this restore point"), "{running}");
+    // On another machine than the VM's host its TPM is not seen, which is said.
+    let elsewhere = lab.backup("sealed", &[]);
+    assert!(elsewhere["warnings"].to_string().contains("TPM state is not in this restore point"), "{elsewhere}");
+    lab.virsh_ok("h1", &["destroy", "sealed"]);
+    lab.ok_on("h1", &["--json", "backup", "run", "sealed"]);
+    let (written, key) = (variables(), endorsement_key(&lab, &state));
+
+    lab.virsh_ok("h1", &["undefine", "sealed", "--nvram"]);
+    let _ = std::fs::remove_dir_all(&state);
+    assert!(!lab.path("VARS.fd").exists());
+    lab.ok_on("h1", &["restore", "vm", "sealed@latest"]);
+    assert!(variables() == written, "other variables");
+    assert!(endorsement_key(&lab, &state) == key, "another TPM");
+    // Both are where libvirt, swtpm and the firmware look, and may be used by them.
+    lab.virsh_ok("h1", &["start", "sealed"]);
+    lab.ok_on("h1", &["--json", "backup", "run", "sealed"]);
+    lab.virsh_ok("h1", &["destroy", "sealed"]);
+    assert!(endorsement_key(&lab, &state) == key, "a new TPM was made");
+
+    // A copy is a VM beside it, with what it needs to unseal its disks.
+    lab.ok_on("h1", &["restore", "vm", "sealed@latest", "--name", "beside", "--start"]);
+    let copy = state.with_file_name(lab.virsh_ok("h1", &["domuuid", "beside"]).trim());
+    assert!(copy != state && endorsement_key(&lab, &copy) == key);
 }

@@ -4,7 +4,7 @@
 //! init:  create_ca ─► authority's certificate and sealed key in the store; cluster key on the node's disk
 //! join:  make_token ─► person ─► new node: TLS to the cluster, whose authority must have the token's fingerprint
 //!        ─► token and CSR ─► redeem_token (once) ─► issue ─► certificate, cluster key
-//! later: at two thirds of a certificate's life: CSR over mutual TLS ─► issue
+//! later: at two thirds of a certificate's life: new key ─► issue, by the node itself
 //! ```
 //!
 //! Any daemon can lead, and the leader signs, so every node must be able to get at the authority's key. It is in the

@@ -5,3 +5,12 @@ pub mod drain;
 pub mod migrate;
 pub mod move_disk;
 pub mod restore;
+
+/// Reads a definition, whatever it is, in every way in which jobs read definitions; for fuzzing.
+pub(crate) fn any_definition(xml: &str) {
+    let _ = backup::attach::nvram_path(xml);
+    let _ = backup::attach::qemu_owner(xml);
+    let _ = backup::attach::TpmState::of(xml);
+    let _ = crate::collect::parse(xml);
+    restore::any_definition(xml);
+}

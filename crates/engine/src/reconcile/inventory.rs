@@ -19,6 +19,7 @@ use std::{
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast::error::RecvError, mpsc};
 use uuid::Uuid;
 use virtward_hypervisor::{DomainEventKind, DomainStats, ErrorKind, Hypervisor};
@@ -97,7 +98,8 @@ pub struct VmView {
 }
 
 /// Use of resources between two looks.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct VmUsage {
     /// Of one processor.
     pub cpu: f64,
@@ -123,7 +125,7 @@ pub struct World {
     /// The host.
     pub host: HostView,
     /// Its VMs.
-    pub vms: BTreeMap<Uuid, VmView>,
+    pub vms: BTreeMap<Uuid, Arc<VmView>>,
     /// A complete look succeeded at least once.
     pub is_complete: bool,
 }
@@ -287,7 +289,7 @@ impl Inventory {
                 details,
                 vm,
             };
-            vms.insert(view.vm.uuid, view);
+            vms.insert(view.vm.uuid, Arc::new(view));
         }
         let was = before.host.state;
         let host = HostView {
@@ -328,7 +330,7 @@ impl Inventory {
                     let details = Arc::new(collect::details(hypervisor, uuid).await);
                     let usage = vms.get(&uuid).and_then(|view| view.usage.clone()).filter(|_| vm.state.is_active());
                     let agent = memory.agents.get(&uuid).copied();
-                    vms.insert(uuid, VmView { vm, details, usage, agent });
+                    vms.insert(uuid, Arc::new(VmView { vm, details, usage, agent }));
                 }
                 Err(error) if error.kind == ErrorKind::NoDomain => {
                     vms.remove(&uuid);
@@ -388,7 +390,7 @@ impl Memory {
         usage
     }
 
-    fn forget_all_but(&mut self, vms: &BTreeMap<Uuid, VmView>) {
+    fn forget_all_but(&mut self, vms: &BTreeMap<Uuid, Arc<VmView>>) {
         self.counters.retain(|uuid, _| vms.contains_key(uuid));
         self.agents.retain(|uuid, _| vms.contains_key(uuid));
     }
@@ -442,7 +444,7 @@ fn drain(events: &mut tokio::sync::broadcast::Receiver<virtward_hypervisor::Doma
     }
 }
 
-fn differences(before: &BTreeMap<Uuid, VmView>, after: &BTreeMap<Uuid, VmView>) -> Vec<Change> {
+fn differences(before: &BTreeMap<Uuid, Arc<VmView>>, after: &BTreeMap<Uuid, Arc<VmView>>) -> Vec<Change> {
     let gone = before.iter().filter(|(uuid, _)| !after.contains_key(uuid));
     let gone = gone.map(|(uuid, view)| Change::Removed(*uuid, view.vm.name.clone()));
     let others = after.iter().filter_map(|(uuid, new)| match before.get(uuid) {

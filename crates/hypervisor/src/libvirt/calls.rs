@@ -184,6 +184,10 @@ impl Hypervisor for Libvirt {
         count(verb, &self.agent_call(Class::Agent, verb, vm, command, FREEZE_TIMEOUT_S).await?)
     }
 
+    async fn prepare_thaw(&self) {
+        let _ = self.host_call(URGENT, "reach", "", |_| Ok(())).await;
+    }
+
     async fn fs_thaw(&self, vm: Uuid) -> Result<u32> {
         let command = r#"{"execute":"guest-fsfreeze-thaw"}"#;
         let verb = "thaw the file systems of";
@@ -278,6 +282,14 @@ impl Hypervisor for Libvirt {
         self.call(READ, "list the bitmaps of", vm, |_, d| {
             active(d)?;
             qmp::bitmaps(d)
+        })
+        .await
+    }
+
+    async fn disk_sizes(&self, vm: Uuid) -> Result<Vec<(String, u64)>> {
+        self.call(READ, "read the disks' sizes of", vm, |_, d| {
+            active(d)?;
+            qmp::sizes(d)
         })
         .await
     }
@@ -439,7 +451,7 @@ impl Libvirt {
 }
 
 /// The number that a freeze or thaw answers with.
-fn count(verb: &str, answer: &str) -> Result<u32> {
+pub(super) fn count(verb: &str, answer: &str) -> Result<u32> {
     let number = serde_json::from_str::<serde_json::Value>(answer).ok().and_then(|a| a.get("return")?.as_u64());
     number.and_then(|n| u32::try_from(n).ok()).ok_or_else(|| {
         Fault::new(ErrorKind::AgentUnavailable, format!("unexpected answer: {answer:.200}")).into_error(verb, "")

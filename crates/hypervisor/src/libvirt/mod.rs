@@ -36,6 +36,12 @@ use known::Known;
 use lane::{ABANDONED_MAX, Lane, LaneError};
 use session::Session;
 
+/// Reads `text` as every kind of answer of QEMU and of guest agents; for fuzzing.
+pub(crate) fn any_answer(text: &str) {
+    let _ = calls::count("fuzz", text);
+    qmp::any(text);
+}
+
 /// Longest wait for the first connection (an SSH login may be part of it).
 const CONNECT_LIMIT: Duration = Duration::from_secs(40);
 /// How long a read waits for a broken connection to come back.

@@ -33,6 +33,13 @@ struct Node {
     file: String,
     #[serde(rename = "dirty-bitmaps", default)]
     bitmaps: Vec<Bitmap>,
+    image: Option<Image>,
+}
+
+#[derive(Clone, Deserialize)]
+struct Image {
+    #[serde(rename = "virtual-size")]
+    bytes: u64,
 }
 
 #[derive(Clone, Deserialize)]
@@ -58,8 +65,12 @@ const FILTERS: [&str; 7] =
 
 /// Sends one command and returns QEMU's `return` value.
 pub(super) fn command(domain: &Domain, command: &Value) -> Result<Value, Fault> {
-    let answer = domain.monitor(&command.to_string())?;
-    let mut answer: Value = serde_json::from_str(&answer)
+    value(&domain.monitor(&command.to_string())?)
+}
+
+/// The `return` value of an answer.
+fn value(answer: &str) -> Result<Value, Fault> {
+    let mut answer: Value = serde_json::from_str(answer)
         .map_err(|e| Fault::new(ErrorKind::Other, format!("QEMU's answer is no JSON: {e}")))?;
     if let Some(error) = answer.get("error") {
         let class = error.get("class").and_then(Value::as_str).unwrap_or_default();
@@ -103,6 +114,12 @@ pub(super) fn bitmaps(domain: &Domain) -> Result<Vec<DiskBitmap>, Fault> {
     Ok(all)
 }
 
+/// Every disk's size in bytes.
+pub(super) fn sizes(domain: &Domain) -> Result<Vec<(String, u64)>, Fault> {
+    let nodes = disk_nodes(domain)?.into_iter();
+    Ok(nodes.filter_map(|(target, node)| Some((target, node.image?.bytes))).collect())
+}
+
 /// Removes one bitmap of one disk.
 pub(super) fn bitmap_remove(domain: &Domain, target: &str, bitmap: &str) -> Result<(), Fault> {
     let node = disk_nodes(domain)?
@@ -134,6 +151,18 @@ fn match_nodes(disks: &[DiskXml], devices: &[BlockDevice], named: &[Node]) -> Ve
             Some((disk.disk.target.clone(), own.clone()))
         })
         .collect()
+}
+
+/// Reads an answer, whatever it is, in every way in which answers are read.
+pub(super) fn any(answer: &str) {
+    let Ok(value) = value(answer) else { return };
+    let named: Vec<Node> = serde_json::from_value(value.clone()).unwrap_or_default();
+    if let Ok(devices) = serde_json::from_value::<Vec<BlockDevice>>(value) {
+        let xml = "<domain><name>x</name><devices><disk><driver type='qcow2'/><target dev='vda'/><alias name='scsi0'/></disk>\
+                   </devices></domain>";
+        let disks = DomainXml::parse(xml).map(|domain| domain.disks).unwrap_or_default();
+        assert!(match_nodes(&disks, &devices, &named).len() <= disks.len());
+    }
 }
 
 /// Whether a guest device is the one with this alias: a component of its QOM path, or its drive's name before -blockdev.

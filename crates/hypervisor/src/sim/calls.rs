@@ -307,6 +307,14 @@ impl Hypervisor for SimHost {
         })
     }
 
+    async fn disk_sizes(&self, vm: Uuid) -> Result<Vec<(String, u64)>> {
+        self.on("disk_sizes", "read the disks' sizes of", vm, |d, around| {
+            d.active()?;
+            let size = |path: &str| around.world.images.get(path).map_or(0, |image| image.size_bytes);
+            Ok(d.disks.iter().map(|disk| (disk.target.clone(), disk.source.path().map_or(0, size))).collect())
+        })
+    }
+
     async fn bitmap_remove(&self, vm: Uuid, target: &str, bitmap: &str) -> Result<()> {
         self.on("bitmap_remove", &format!("remove bitmap {bitmap} from {target} of"), vm, |d, _| {
             d.active()?;

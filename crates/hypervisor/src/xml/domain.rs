@@ -6,7 +6,7 @@
 
 use roxmltree::{Document, Node, ParsingOptions};
 use uuid::Uuid;
-use virtward_model::{Disk, DiskDevice, DiskSource};
+use virtward_model::{Disk, DiskDevice, DiskSource, xml::is_shallow};
 
 /// Largest XML accepted.
 const MAX_BYTES: usize = 16 << 20;
@@ -62,6 +62,9 @@ fn fail(what: &'static str, problem: impl Into<String>) -> XmlError {
 pub(super) fn parse<'a>(what: &'static str, root: &str, text: &'a str) -> Result<Document<'a>, XmlError> {
     if text.len() > MAX_BYTES {
         return Err(fail(what, format!("{} bytes are more than the {MAX_BYTES} accepted", text.len())));
+    }
+    if !is_shallow(text) {
+        return Err(fail(what, "its elements are nested too deeply"));
     }
     let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES };
     let document = Document::parse_with_options(text, options).map_err(|e| fail(what, e.to_string()))?;
@@ -275,12 +278,16 @@ mod tests {
 
     #[test]
     fn a_deep_backing_chain_is_cut_not_followed_forever() {
-        let open = "<backingStore type='file'><source file='/b'/>".repeat(600);
-        let close = "</backingStore>".repeat(600);
-        let text = format!(
-            "<domain><name>x</name><devices><disk type='file'><source file='/t'/><target dev='vda'/>{open}{close}</disk></devices></domain>"
-        );
-        assert_eq!(DomainXml::parse(&text).unwrap().disks[0].disk.backing.len(), MAX_CHAIN);
+        let layers = |count: usize| {
+            let open = "<backingStore type='file'><source file='/b'/>".repeat(count);
+            let close = "</backingStore>".repeat(count);
+            format!(
+                "<domain><name>x</name><devices><disk type='file'><source file='/t'/><target dev='vda'/>{open}{close}</disk>\
+                 </devices></domain>"
+            )
+        };
+        assert_eq!(DomainXml::parse(&layers(300)).unwrap().disks[0].disk.backing.len(), MAX_CHAIN);
+        assert!(DomainXml::parse(&layers(600)).unwrap_err().to_string().contains("nested too deeply"));
     }
 
     #[test]

@@ -24,6 +24,11 @@ pub async fn full_then_mixed_then_abort(bench: &dyn Bench) {
     assert!(begun.elapsed() < Duration::from_secs(5), "a second backup is refused at once");
     let busy = hv.bitmaps(id).await.expect("bitmaps during a backup");
     assert!(busy.iter().any(|b| b.target == "vda" && b.name == "c1"), "hidden by the job's filter: {busy:?}");
+    // Also while others ask, which is when statistics tell sizes of files.
+    let (sizes, _, again) = tokio::join!(hv.disk_sizes(id), hv.bitmaps(id), hv.disk_sizes(id));
+    let sizes = sizes.expect("sizes during a backup");
+    assert!(sizes.contains(&("vda".to_owned(), DISK_BYTES)), "{sizes:?}");
+    assert_eq!(again.expect("sizes"), sizes);
     guest.end_job().await;
     event(&mut events, id, "job completed", |k| *k == Kind::JobCompleted).await;
     expect_kind(hv.abort_job(id).await, ErrorKind::WrongState);
@@ -72,6 +77,7 @@ pub async fn refusals(bench: &dyn Bench) {
     let full = guest.backup(&[("vda", None)]);
     expect_kind(hv.backup_begin(id, &full, None).await, ErrorKind::WrongState);
     expect_kind(hv.bitmaps(id).await, ErrorKind::WrongState);
+    expect_kind(hv.disk_sizes(id).await, ErrorKind::WrongState);
     expect_kind(hv.abort_job(id).await, ErrorKind::WrongState);
     expect_kind(hv.checkpoint_delete(id, "c1", false).await, ErrorKind::NoCheckpoint);
     assert_eq!(hv.checkpoints(id).await.expect("none yet"), []);

@@ -1,13 +1,15 @@
 //! A store that misbehaves on purpose, from a seed or at a chosen operation, in front of a real one.
 //!
 //! Fault model: any operation may fail with an I/O error before or after it took effect (a lost acknowledgement), may be
-//! slow, may find the store full, or may be the last one before the process dies. A torn write leaves a cut object under
-//! the final name, which a correct store never does but broken hardware and careless gateways do.
+//! slow, may find the store full, or may be the last one before the process dies. A write may arrive a second time, later,
+//! when what it wrote has perhaps been deleted; a listing may not show yet what was just written. A torn write leaves a cut
+//! object under the final name, which a correct store never does but broken hardware and careless gateways do.
 
 use std::{
+    collections::HashMap,
     io,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -35,11 +37,21 @@ pub struct Faults {
     pub lost_ack_permille: u32,
     /// Writes that leave the object cut short, and succeed.
     pub torn_permille: u32,
+    /// Writes whose request arrives once more, [`REPEATED_AFTER`] operations later.
+    pub repeated_permille: u32,
+    /// For so many operations after it was written, an object is not listed.
+    pub listing_lag: u64,
     /// Operations that are slow.
     pub delay_permille: u32,
     /// How slow.
     pub delay: Duration,
 }
+
+/// Operations between a write and its repetition.
+const REPEATED_AFTER: u64 = 7;
+
+/// A write that will arrive once more: at which operation, and what.
+type Repetition = (u64, String, Vec<u8>);
 
 /// The misbehaving store.
 #[derive(Clone)]
@@ -47,6 +59,9 @@ pub struct FaultyStore {
     inner: Arc<dyn Store>,
     faults: Arc<Faults>,
     operations: Arc<AtomicU64>,
+    repetitions: Arc<Mutex<Vec<Repetition>>>,
+    /// At which operation each object was written.
+    written: Arc<Mutex<HashMap<String, u64>>>,
 }
 
 /// What an operation is told to do.
@@ -62,7 +77,13 @@ enum Fate {
 impl FaultyStore {
     /// In front of a store.
     pub fn new(inner: Arc<dyn Store>, faults: Faults) -> Self {
-        Self { inner, faults: Arc::new(faults), operations: Arc::default() }
+        Self {
+            inner,
+            faults: Arc::new(faults),
+            operations: Arc::default(),
+            repetitions: Arc::default(),
+            written: Arc::default(),
+        }
     }
 
     /// Operations so far.
@@ -80,7 +101,8 @@ impl FaultyStore {
         if is_write && faults.full_at.is_some_and(|at| number >= at) {
             return Fate::Full;
         }
-        let roll = |salt: u64, permille: u32| mix(faults.seed ^ mix(number ^ mix(salt))) % 1000 < u64::from(permille);
+        self.repeat(number);
+        let roll = |salt: u64, permille: u32| self.roll(number, salt, permille);
         if roll(1, faults.delay_permille) {
             std::thread::sleep(faults.delay);
         }
@@ -93,6 +115,36 @@ impl FaultyStore {
         } else {
             Fate::Fine
         }
+    }
+
+    fn roll(&self, number: u64, salt: u64, permille: u32) -> bool {
+        mix(self.faults.seed ^ mix(number ^ mix(salt))) % 1000 < u64::from(permille)
+    }
+
+    /// Lets requests arrive that are due to arrive once more. Nobody hears the answer.
+    fn repeat(&self, number: u64) {
+        let mut waiting = self.repetitions.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (_, name, bytes) in waiting.extract_if(.., |(at, ..)| *at <= number) {
+            let _ = self.inner.put_if_absent(&name, &bytes);
+        }
+    }
+
+    /// Remembers what was written, as far as faults depend on it.
+    fn wrote(&self, name: &str, bytes: Vec<u8>) {
+        let number = self.operations();
+        if self.faults.listing_lag > 0 {
+            let mut written = self.written.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            written.insert(name.to_owned(), number);
+        }
+        if self.roll(number, 5, self.faults.repeated_permille) {
+            let mut waiting = self.repetitions.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            waiting.push((number + REPEATED_AFTER, name.to_owned(), bytes));
+        }
+    }
+
+    fn is_listed(&self, name: &str) -> bool {
+        let written = self.written.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        written.get(name).is_none_or(|at| self.operations() >= at + self.faults.listing_lag)
     }
 
     fn apply<T>(&self, name: &str, is_write: bool, act: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -141,7 +193,8 @@ impl Store for FaultyStore {
         Ok(Box::new(FaultyWriter { store: self.clone(), inner, name: name.into(), bytes: Vec::new() }))
     }
     fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
-        self.apply(prefix, false, || self.inner.list(prefix, each))
+        let mut listed = |object: Listed| if self.is_listed(&object.name) { each(object) } else { Ok(()) };
+        self.apply(prefix, false, || self.inner.list(prefix, &mut listed))
     }
     fn forget(&self) {
         self.inner.forget();
@@ -203,6 +256,7 @@ impl ObjectWriter for FaultyWriter {
         }
         self.inner.write(&self.bytes)?;
         let put = self.inner.finish()?;
+        self.store.wrote(&self.name, self.bytes);
         if fate == Fate::FailAfter { Err(injected(&self.name)) } else { Ok(put) }
     }
 }

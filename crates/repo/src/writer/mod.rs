@@ -129,7 +129,8 @@ impl Repository {
             lease: Some(lease),
             completed: OnceLock::new(),
         };
-        for number in 0..threads {
+        // One more than work at once: there is always one that writes a pack and waits for the store.
+        for number in 0..=threads {
             let (shared, jobs, stop) = (writer.shared.clone(), jobs.clone(), stopped.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("repo-write-{number}"))

@@ -90,6 +90,27 @@ fn errors_delays_and_lost_acknowledgements() {
 }
 
 #[test]
+fn requests_that_arrive_twice_and_listings_that_lag_behind() {
+    let scene = scene();
+    let mut acknowledged = 0;
+    for seed in 0..60 {
+        let store = scene.store.fork();
+        let faults = Faults {
+            seed,
+            error_permille: 5,
+            lost_ack_permille: 15,
+            repeated_permille: 300,
+            listing_lag: seed % 30,
+            ..Faults::default()
+        };
+        let (outcome, _) = attempt(&scene, &store, faults);
+        acknowledged += u32::from(outcome.is_ok());
+        assert_sound(&scene, &store, outcome.as_ref().ok());
+    }
+    assert!(acknowledged > 20, "{acknowledged} of 60");
+}
+
+#[test]
 fn a_full_store_says_so_and_stays_sound() {
     let scene = scene();
     let (_, operations) = attempt(&scene, &scene.store.fork(), Faults::default());

@@ -222,7 +222,8 @@ impl World {
             4..=6 => {
                 self.log.push("collection".into());
                 let writer = options();
-                let options = GcOptions { grace: GRACE, budget_percent: 100, writer, ..GcOptions::default() };
+                let grace = if self.sabotage == Sabotage::NoGrace { Duration::ZERO } else { GRACE };
+                let options = GcOptions { grace, budget_percent: 100, writer, ..GcOptions::default() };
                 self.start(Role::Collector, OPERATIONS, move |stage| {
                     let repo = Repository::open(Arc::new(stage), &secret());
                     Done::Collected(repo.and_then(|repo| repo.collect_garbage(&options, &())).map(drop))
@@ -367,6 +368,8 @@ fn every_safeguard_is_needed() {
         Sabotage::LeasesUnseen,
         Sabotage::EndsNotPut,
         Sabotage::TrashUnseen,
+        Sabotage::ClockTrusted,
+        Sabotage::NoGrace,
         Sabotage::AcknowledgedEarly,
         Sabotage::CopiesAcknowledgedEarly,
         Sabotage::EndsUnseenByCopies,

@@ -20,7 +20,7 @@ use crate::{access, daemon::Daemon, events::Deed, failures::blocking};
 const TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Who is at the other end of a connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Peer {
     /// A user of this host, by the kernel's word.
     Local {
@@ -31,6 +31,11 @@ pub enum Peer {
     Remote {
         /// From where.
         address: IpAddr,
+    },
+    /// A node of the cluster, by its certificate.
+    Node {
+        /// Its name.
+        name: String,
     },
 }
 
@@ -77,6 +82,8 @@ struct Asking {
     authorization: Option<String>,
     cookie: Option<String>,
     csrf: String,
+    /// Whom a node asks for.
+    on_behalf: Option<String>,
     is_safe: bool,
 }
 
@@ -88,7 +95,8 @@ impl Asking {
             Some(value.to_str().unwrap_or_default().to_owned())
         };
         Self {
-            peer: request.extensions().get::<Peer>().copied(),
+            peer: request.extensions().get::<Peer>().cloned(),
+            on_behalf: text(crate::peers::client::FOR),
             authorization: text(header::AUTHORIZATION.as_str()),
             cookie: cookie(request.headers()),
             csrf: text(CSRF_TOKEN).unwrap_or_default(),
@@ -219,8 +227,18 @@ fn limited(wait: u64) -> Problem {
 }
 
 async fn who(daemon: &Daemon, asking: &Asking, address: Option<IpAddr>) -> Result<Principal, Problem> {
-    if let Some(Peer::Local { uid }) = asking.peer {
-        return local(uid);
+    match &asking.peer {
+        Some(Peer::Local { uid }) => return local(*uid),
+        // Members let in whom they would let do it themselves.
+        Some(Peer::Node { .. }) => {
+            crate::peers::member(daemon, asking.peer.as_ref())?;
+            let decoded = asking.on_behalf.as_ref().and_then(|hexed| hex::decode(hexed).ok());
+            let principal = decoded.and_then(|bytes| serde_json::from_slice::<Principal>(&bytes).ok());
+            // Its session was checked where it came in.
+            let principal = principal.map(|who| Principal { kind: PrincipalKind::Token, ..who });
+            return principal.ok_or_else(|| Problem::new(Code::Unauthenticated, "a node did not say for whom it asks"));
+        }
+        _ => {}
     }
     match (&asking.authorization, &asking.cookie) {
         (Some(value), _) => {

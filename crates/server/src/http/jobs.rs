@@ -25,9 +25,10 @@ use super::{
     vms,
 };
 use crate::{
+    cluster::fleet::Placed,
     daemon::Daemon,
     failures::{self, Result},
-    jobs::record::{NewJob, Work},
+    jobs::record::{NewJob, Place, Work},
     repositories::{Entry, file_system},
 };
 
@@ -103,6 +104,7 @@ pub async fn cancel(State(daemon): State<Arc<Daemon>>, Name(name): Name, Who(who
 async fn submit(
     daemon: &Daemon,
     new: NewJob,
+    place: &Place,
     headers: &HeaderMap,
     who: &Principal,
     path: &str,
@@ -113,7 +115,7 @@ async fn submit(
     }
     let again = params::idempotency(headers, who, path, body)?;
     let target = new.vm.as_ref().map_or_else(|| new.repository.clone(), |vm| format!("{} ({})", vm.name, vm.uuid));
-    let (job, _) = daemon.jobs.submit(new, &daemon.host_name(), again.as_ref()).await?;
+    let (job, _) = daemon.jobs.submit(new, place, again.as_ref(), Vec::new()).await?;
     let remark = Remark(format!("{target}, job {}", job.id));
     let mut response = with(StatusCode::ACCEPTED, &job)?.into_response();
     response.extensions_mut().insert(remark);
@@ -126,8 +128,9 @@ pub async fn backup(
     headers: HeaderMap,
     Body(request, body): Body<BackupRequest>,
 ) -> Result<Response, Failed> {
-    let world = daemon.inventory.world();
-    let view = vms::find(&world, &request.vm)?;
+    let fleet = daemon.fleet();
+    let placed = vms::find(&fleet, &request.vm)?;
+    let view = &placed.view;
     let vm = VmRef { uuid: view.vm.uuid, name: view.vm.name.clone() };
     if request.bandwidth_bytes_s == Some(0) {
         let detail = "bandwidth_bytes_s: a limit of nothing would never end; leave it out for no limit";
@@ -146,7 +149,8 @@ pub async fn backup(
         repository,
         origin: Origin::from(&who),
     };
-    submit(&daemon, new, &headers, &who, "backup", &body).await
+    let place = daemon.place_for(&new);
+    submit(&daemon, new, &place, &headers, &who, "backup", &body).await
 }
 
 /// The restore point that is meant, from what the daemon knows or, if it does not, from the repository.
@@ -178,19 +182,38 @@ fn check_scope(daemon: &Daemon, who: &Principal, point: &RestorePoint, name: Opt
     if who.vm_tags.is_empty() {
         return Ok(());
     }
-    let world = daemon.inventory.world();
-    let tags = |uuid: Uuid| match world.vms.get(&uuid) {
-        Some(view) => view.details.tags.clone(),
+    let fleet = daemon.fleet();
+    let tags = |uuid: Uuid| match fleet.vms.get(&uuid) {
+        Some(placed) => placed.view.details.tags.clone(),
         None => daemon.vms.known(uuid).map(|known| known.tags).unwrap_or_default(),
     };
     let may = |uuid: Uuid| tags(uuid).iter().any(|tag| who.vm_tags.contains(tag));
     // What would be replaced must be theirs as well.
-    let replaced = name.and_then(|name| world.vms.values().find(|view| view.vm.name == name));
-    if may(point.vm_uuid) && replaced.is_none_or(|view| may(view.vm.uuid)) {
+    let named = |placed: &&Placed| Some(&*placed.view.vm.name) == name;
+    if may(point.vm_uuid) && fleet.vms.values().filter(named).all(|placed| may(placed.view.vm.uuid)) {
         return Ok(());
     }
     let allowed = who.vm_tags.join(", ");
     Err(Problem::new(Code::Forbidden, format!("{} may restore only VMs with one of the tags {allowed}", who.name)))
+}
+
+/// Where a restore is done: on the host that was named, else where the VM is that is made or replaced, else where the
+/// restore point was taken if that host is there, else here.
+fn restore_place(daemon: &Daemon, point: &RestorePoint, request: &RestoreRequest) -> Result<Place> {
+    let fleet = daemon.fleet();
+    let place = |node: &str| {
+        let host = fleet.hosts.get(node).map_or_else(|| node.to_owned(), |host| host.name.clone());
+        Place { node: node.to_owned(), host }
+    };
+    if let Some(host) = &request.host {
+        return fleet.node_of(host).map(place).ok_or_else(|| {
+            Problem::new(Code::NotFound, format!("there is no host {host}")).hint("GET /api/v1/hosts lists the hosts")
+        });
+    }
+    let name = request.name.as_deref().unwrap_or(&point.vm);
+    let existing = fleet.by_name(name).or_else(|| fleet.vms.get(&point.vm_uuid));
+    let origin = fleet.node_of(&point.host).filter(|node| daemon.nodes.is_there(node));
+    Ok(existing.map(|placed| place(&placed.node)).or_else(|| origin.map(place)).unwrap_or_else(|| daemon.here()))
 }
 
 pub async fn restore(
@@ -205,20 +228,25 @@ pub async fn restore(
     if request.disk_dir.as_ref().is_some_and(|dir| !std::path::Path::new(dir).is_absolute()) {
         return Err(Problem::new(Code::Invalid, "disk_dir: an absolute path on the host").into());
     }
+    let place = restore_place(&daemon, &point, &request)?;
+    if request.dry_run && place.node != daemon.nodes.me.name {
+        let (status, answer) = daemon.peers.forward(&place.node, "/api/v1/jobs/restore", body, &who).await?;
+        let answer = crate::peers::client::good(&place.node, status, answer)?;
+        return Ok(([(axum::http::header::CONTENT_TYPE, "application/json")], answer).into_response());
+    }
     if request.dry_run {
         return Ok(ok(&plan(&daemon, &entry, &point, &request).await?)?.into_response());
     }
     let name = request.name.clone().unwrap_or_else(|| point.vm.clone());
-    let world = daemon.inventory.world();
     // The arbiter keeps operations on the VM that is written apart from each other.
-    let existing = world.vms.values().find(|view| view.vm.name == name).map(|view| view.vm.uuid);
+    let existing = daemon.fleet().by_name(&name).map(|placed| placed.view.vm.uuid);
     let new = NewJob {
         work: Work::Restore { point: point.id, request },
         vm: Some(VmRef { uuid: existing.unwrap_or(point.vm_uuid), name }),
         repository: entry.config.name.clone(),
         origin: Origin::from(&who),
     };
-    submit(&daemon, new, &headers, &who, "restore", &body).await
+    submit(&daemon, new, &place, &headers, &who, "restore", &body).await
 }
 
 async fn plan(daemon: &Daemon, entry: &Entry, point: &RestorePoint, request: &RestoreRequest) -> Result<RestorePlan> {
@@ -282,5 +310,6 @@ pub async fn verify(
         repository: entry.config.name.clone(),
         origin: Origin::from(&who),
     };
-    submit(&daemon, new, &headers, &who, "verify", &body).await
+    let place = daemon.place_for(&new);
+    submit(&daemon, new, &place, &headers, &who, "verify", &body).await
 }

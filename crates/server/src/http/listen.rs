@@ -78,8 +78,24 @@ fn uid(stream: &UnixStream) -> Option<u32> {
     stream.peer_cred().ok().map(|peer| peer.uid())
 }
 
-/// Serves HTTPS until cancelled.
+/// Serves HTTPS until cancelled. Whatever certificate a client shows is of no importance.
 pub async fn https(listener: TcpListener, tls: Tls, router: Router, cancel: Cancel) {
+    over_tls(listener, tls, router, cancel, |_, address| Peer::Remote { address }).await;
+}
+
+/// Serves the nodes of the cluster until cancelled.
+pub async fn peers(listener: TcpListener, tls: Tls, router: Router, cancel: Cancel) {
+    over_tls(listener, tls, router, cancel, crate::peers::peer).await;
+}
+
+/// Serves connections over TLS; `who` tells who it is from the certificate that was verified, and the address.
+async fn over_tls(
+    listener: TcpListener,
+    tls: Tls,
+    router: Router,
+    cancel: Cancel,
+    who: fn(Option<&[u8]>, IpAddr) -> Peer,
+) {
     let mut connections = Connections::new(cancel.clone());
     loop {
         let accepted = tokio::select! {
@@ -89,11 +105,13 @@ pub async fn https(listener: TcpListener, tls: Tls, router: Router, cancel: Canc
         match accepted {
             Ok((stream, from)) => {
                 let acceptor = TlsAcceptor::from(tls.read().unwrap_or_else(PoisonError::into_inner).clone());
-                let peer = Peer::Remote { address: plain(from) };
                 let handshake = async move {
                     let _ = stream.set_nodelay(true);
                     let stream = tokio::time::timeout(HEAD_MAX, acceptor.accept(stream)).await;
-                    Ok((stream.map_err(|_| io::ErrorKind::TimedOut)??, peer))
+                    let stream = stream.map_err(|_| io::ErrorKind::TimedOut)??;
+                    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+                    let peer = who(shown.map(|certificate| certificate.as_ref()), plain(from));
+                    Ok((stream, peer))
                 };
                 connections.spawn(handshake, &router);
             }
@@ -155,7 +173,7 @@ where
     let router = TowerToHyperService::new(router);
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(peer.clone());
         router.call(request)
     });
     let connection = hyper::server::conn::http1::Builder::new()

@@ -7,12 +7,13 @@
 //! Who may do what is written in `virtward_api::routes`, once; [`guard`] looks there. Handlers answer a [`Problem`] or a
 //! value, nothing else.
 
-mod answer;
-mod guard;
+pub mod answer;
+mod cluster;
+pub mod guard;
 mod jobs;
 pub mod listen;
 mod lists;
-mod params;
+pub mod params;
 mod policies;
 mod stream;
 mod system;
@@ -44,6 +45,10 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/api/v1/overview", get(system::overview))
         .route("/api/v1/settings", get(system::settings))
         .route("/api/v1/stream", get(stream::follow))
+        .route("/api/v1/cluster", get(cluster::status))
+        .route("/api/v1/cluster/tokens", post(cluster::token))
+        .route("/api/v1/cluster/nodes/{node}", delete(cluster::remove))
+        .route("/api/v1/cluster/state-backup", post(cluster::backup_state))
         .route("/api/v1/hosts", get(vms::hosts))
         .route("/api/v1/hosts/{host}", get(vms::host))
         .route("/api/v1/vms", get(vms::list))

@@ -73,17 +73,18 @@ pub async fn settings(State(daemon): State<Arc<Daemon>>) -> Answer {
 pub async fn overview(State(daemon): State<Arc<Daemon>>) -> Answer {
     let now = Timestamp::now();
     let views = Views::new(&daemon);
-    let world = daemon.inventory.world();
-    let mut hosts = HostCounts { total: 1, ..HostCounts::default() };
-    *match views::host_state(world.host.state) {
-        HostState::Up => &mut hosts.up,
-        HostState::LibvirtdDown => &mut hosts.libvirtd_down,
-        HostState::Down => &mut hosts.down,
-        HostState::Unknown => &mut hosts.unknown,
-    } += 1;
+    let mut hosts = HostCounts { total: views::count(views.fleet.hosts.len()), ..HostCounts::default() };
+    for host in views.fleet.hosts.values() {
+        *match host.state {
+            HostState::Up => &mut hosts.up,
+            HostState::LibvirtdDown => &mut hosts.libvirtd_down,
+            HostState::Down => &mut hosts.down,
+            HostState::Unknown => &mut hosts.unknown,
+        } += 1;
+    }
     let (mut vms, mut protection) = (Counts::default(), ProtectionCounts::default());
-    for view in world.vms.values() {
-        let vm = views.vm(view);
+    for placed in views.fleet.vms.values() {
+        let vm = views.vm(placed);
         vms.total += 1;
         vms.running += u32::from(vm.state == PowerState::Running);
         *match vm.protection {

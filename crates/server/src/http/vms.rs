@@ -5,10 +5,8 @@ use std::sync::Arc;
 use axum::extract::State;
 use jiff::Timestamp;
 use serde::Deserialize;
-use uuid::Uuid;
 use virtward_api::{Code, Explanation, PolicyVerdict, PowerState, Problem, ProtectionState, Vm, VmRef};
 use virtward_decide::{pointref, schedule};
-use virtward_engine::reconcile::inventory::{VmView, World};
 use virtward_model::select::Pattern;
 
 use super::{
@@ -16,7 +14,12 @@ use super::{
     lists::{PointParams, page_of_points},
     params::{self, Name, Params},
 };
-use crate::{daemon::Daemon, failures::Result, views::Views};
+use crate::{
+    cluster::fleet::{Fleet, Placed},
+    daemon::Daemon,
+    failures::Result,
+    views::Views,
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,17 +29,17 @@ pub struct PageParams {
 }
 
 pub async fn hosts(State(daemon): State<Arc<Daemon>>, Params(query): Params<PageParams>) -> Answer {
-    let host = Views::new(&daemon).host();
-    let items = vec![(host.name.clone(), host)];
+    let hosts = Views::new(&daemon).hosts();
+    let items = hosts.into_iter().map(|host| (host.name.clone(), host)).collect();
     ok(&params::page(items, query.cursor.as_deref(), params::limit(query.limit)?)?)
 }
 
 pub async fn host(State(daemon): State<Arc<Daemon>>, Name(name): Name) -> Answer {
-    let host = Views::new(&daemon).host();
-    if host.name != name && host.uuid.is_none_or(|uuid| uuid.to_string() != name) {
-        return Err(Problem::new(Code::NotFound, format!("there is no host {name}")).into());
+    let is_it = |host: &virtward_api::Host| host.name == name || host.uuid.is_some_and(|it| it.to_string() == name);
+    match Views::new(&daemon).hosts().into_iter().find(is_it) {
+        Some(host) => ok(&host),
+        None => Err(Problem::new(Code::NotFound, format!("there is no host {name}")).into()),
     }
-    ok(&host)
 }
 
 #[derive(Deserialize)]
@@ -113,13 +116,13 @@ pub async fn list(State(daemon): State<Arc<Daemon>>, Params(query): Params<VmPar
         Some(part) => name.contains(part.as_str()),
     };
     let views = Views::new(&daemon);
-    let world = daemon.inventory.world();
-    let mut items: Vec<(String, Vm)> = world
+    let mut items: Vec<(String, Vm)> = views
+        .fleet
         .vms
         .values()
-        .filter(|view| by_name(&view.vm.name))
-        .filter(|view| query.tag.as_ref().is_none_or(|tag| view.details.tags.contains(tag)))
-        .map(|view| views.vm(view))
+        .filter(|placed| by_name(&placed.view.vm.name))
+        .filter(|placed| query.tag.as_ref().is_none_or(|tag| placed.view.details.tags.contains(tag)))
+        .map(|placed| views.vm(placed))
         .filter(|vm| query.host.as_ref().is_none_or(|host| *host == vm.host))
         .filter(|vm| state.is_none_or(|state| state == vm.state))
         .filter(|vm| protection.is_none_or(|protection| protection == vm.protection))
@@ -143,13 +146,16 @@ pub async fn list(State(daemon): State<Arc<Daemon>>, Params(query): Params<VmPar
     ok(&virtward_api::Page { items: taken.into_iter().map(|(_, vm)| vm).collect(), next, total })
 }
 
-/// A VM of the host by name or UUID.
-pub fn find<'a>(world: &'a World, name: &str) -> Result<&'a VmView> {
-    let by_uuid = name.parse::<Uuid>().ok().and_then(|uuid| world.vms.get(&uuid));
-    let found = by_uuid.or_else(|| world.vms.values().find(|view| view.vm.name == name));
-    found.ok_or_else(|| {
-        let near = pointref::nearest(name, world.vms.values().map(|view| view.vm.name.as_str()));
-        let problem = Problem::new(Code::NotFound, format!("there is no VM {name} on host {}", world.host.name));
+/// A VM by name or UUID.
+pub fn find<'a>(fleet: &'a Fleet, name: &str) -> Result<&'a Placed> {
+    fleet.find(name).ok_or_else(|| {
+        let near = pointref::nearest(name, fleet.vms.values().map(|placed| placed.view.vm.name.as_str()));
+        let hosts: Vec<&str> = fleet.hosts.values().map(|host| host.name.as_str()).collect();
+        let of = match &hosts[..] {
+            [one] => format!("host {one}"),
+            all => format!("the {} hosts of the cluster", all.len()),
+        };
+        let problem = Problem::new(Code::NotFound, format!("there is no VM {name} on {of}"));
         match near.is_empty() {
             true => problem.hint("GET /api/v1/vms lists the VMs"),
             false => problem.hint(format!("did you mean {}?", near.join(" or "))),
@@ -158,13 +164,13 @@ pub fn find<'a>(world: &'a World, name: &str) -> Result<&'a VmView> {
 }
 
 pub async fn one(State(daemon): State<Arc<Daemon>>, Name(name): Name) -> Answer {
-    let world = daemon.inventory.world();
-    ok(&Views::new(&daemon).detail(find(&world, &name)?, Timestamp::now()))
+    let views = Views::new(&daemon);
+    ok(&views.detail(find(&views.fleet, &name)?, Timestamp::now()))
 }
 
 pub async fn points(State(daemon): State<Arc<Daemon>>, Name(name): Name, Params(query): Params<PointParams>) -> Answer {
-    let world = daemon.inventory.world();
-    let is_here = find(&world, &name).map(|view| view.vm.uuid);
+    let fleet = daemon.fleet();
+    let is_here = find(&fleet, &name).map(|placed| placed.view.vm.uuid);
     let uuid = is_here.as_ref().ok().copied().or_else(|| name.parse().ok());
     let page = page_of_points(&daemon, &query, |point| match uuid {
         Some(uuid) => point.vm_uuid == uuid,
@@ -177,8 +183,8 @@ pub async fn points(State(daemon): State<Arc<Daemon>>, Name(name): Name, Params(
 }
 
 pub async fn explain(State(daemon): State<Arc<Daemon>>, Name(name): Name) -> Answer {
-    let world = daemon.inventory.world();
-    let view = find(&world, &name)?;
+    let fleet = daemon.fleet();
+    let view = &find(&fleet, &name)?.view;
     let vm = VmRef { uuid: view.vm.uuid, name: view.vm.name.clone() };
     let planned = daemon.plan();
     let found = schedule::explain(&planned.input, planned.at, &planned.report, vm.uuid);

@@ -8,7 +8,9 @@
 //! ```
 //!
 //! Invariants: a job is in the state store before its request is answered and before anything is done for it; a final
-//! state is stored together with what the scheduler must remember of it, in one transaction.
+//! state is stored together with what the scheduler must remember of it, in one transaction; so is the beginning together
+//! with the claim on its VM. In a cluster any daemon accepts a job, and the daemon of the host that the record names does
+//! it.
 
 mod exec;
 mod observer;
@@ -19,21 +21,26 @@ pub mod runner;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 use uuid::Uuid;
 use virtward_api::{Code, Job, JobError, JobLogEntry, JobState, LogLevel, Problem, Progress};
-use virtward_cluster::Compare;
+use virtward_cluster::{Compare, Op};
 use virtward_engine::Cancel;
 
-use self::record::{Attempt, Idempotency, Made, NewJob, Outcome, Record};
+use self::record::{Attempt, CancelAsked, Idempotency, Made, NewJob, Outcome, Place, Record, Running};
 use crate::{
-    failures::Result,
+    cluster::{
+        claims::{self, Claims, Draft},
+        nodes::Nodes,
+    },
+    failures::{self, Result},
     hub::Hub,
     kv::{self, Kv},
+    table::Table,
 };
 
 /// Ended jobs that are kept, and for how long.
@@ -46,14 +53,21 @@ const LOG_MAX: usize = 300;
 /// How long a repeated request is recognised.
 const IDEMPOTENCY_FOR: SignedDuration = SignedDuration::from_hours(24);
 
-/// All jobs.
+/// All jobs of the cluster. A job is done by one node's daemon: its record says which.
 pub struct Jobs {
     kv: Kv,
     hub: Arc<Hub>,
-    node: String,
-    records: RwLock<BTreeMap<Uuid, Arc<Record>>>,
+    nodes: Arc<Nodes>,
+    claims: Arc<Claims>,
+    /// Records.
+    pub table: Table<Uuid, Record>,
+    /// The last run of each policy on each VM.
+    pub past: Table<(Uuid, String), Attempt>,
+    /// Jobs that somebody wants to stop.
+    pub cancels: Table<Uuid, CancelAsked>,
+    /// Progress of what runs on other nodes.
+    pub remote: Table<String, Running>,
     live: Mutex<HashMap<Uuid, Live>>,
-    history: RwLock<HashMap<Uuid, BTreeMap<String, Attempt>>>,
     /// Something may have become possible.
     pub wake: Notify,
 }
@@ -64,15 +78,24 @@ struct Live {
     cancel: Cancel,
     progress: Progress,
     log: Vec<JobLogEntry>,
+    warnings: Vec<String>,
     is_log_stored: bool,
 }
+
+/// Tries against others who change the same records.
+const TRIES: usize = 16;
 
 fn job_key(id: Uuid) -> String {
     format!("/v1/jobs/{id}")
 }
 
+/// Not followed by others: read when somebody asks.
 fn log_key(id: Uuid) -> String {
-    format!("/v1/job-logs/{id}")
+    format!("/logs/{id}")
+}
+
+fn cancel_key(id: Uuid) -> String {
+    format!("/v1/cancels/{id}")
 }
 
 fn history_key(vm: Uuid, policy: &str) -> String {
@@ -86,22 +109,17 @@ pub fn made_key(key: &str) -> String {
 
 impl Jobs {
     /// Those of the state store.
-    pub async fn load(kv: Kv, hub: Arc<Hub>, node: String) -> Result<Self> {
-        let records = kv.list::<Record>("/v1/jobs/").await?;
-        let mut history: HashMap<Uuid, BTreeMap<String, Attempt>> = HashMap::new();
-        for (key, attempt) in kv.list::<Attempt>("/v1/history/").await? {
-            let place = key.strip_prefix("/v1/history/").and_then(|rest| rest.split_once('/'));
-            if let Some((vm, policy)) = place.and_then(|(vm, policy)| Some((vm.parse::<Uuid>().ok()?, policy))) {
-                history.entry(vm).or_default().insert(policy.to_owned(), attempt);
-            }
-        }
+    pub async fn load(kv: Kv, hub: Arc<Hub>, nodes: Arc<Nodes>, claims: Arc<Claims>) -> Result<Self> {
         Ok(Self {
+            table: Table::load(&kv, "/v1/jobs/").await?,
+            past: Table::load(&kv, "/v1/history/").await?,
+            cancels: Table::load(&kv, "/v1/cancels/").await?,
+            remote: Table::load(&kv, "/v1/progress/").await?,
             kv,
             hub,
-            node,
-            records: RwLock::new(records.into_iter().map(|(_, record)| (record.job.id, Arc::new(record))).collect()),
+            nodes,
+            claims,
             live: Mutex::default(),
-            history: RwLock::new(history),
             wake: Notify::new(),
         })
     }
@@ -110,15 +128,18 @@ impl Jobs {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_mine(&self, record: &Record) -> bool {
+        record.node == self.nodes.me.name
+    }
+
     /// Every record, oldest first.
     pub fn records(&self) -> Vec<Arc<Record>> {
-        self.records.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.table.values()
     }
 
     /// One record.
     pub fn record(&self, id: Uuid) -> Result<Arc<Record>> {
-        let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
-        records.get(&id).cloned().ok_or_else(|| Problem::new(Code::NotFound, format!("there is no job {id}")))
+        self.table.get(&id).ok_or_else(|| Problem::new(Code::NotFound, format!("there is no job {id}")))
     }
 
     /// One job as it is now.
@@ -129,16 +150,36 @@ impl Jobs {
     /// A job as it is now.
     pub fn view(&self, record: &Record) -> Job {
         let mut job = record.job.clone();
-        if let Some(live) = self.live().get(&job.id).filter(|_| job.state == JobState::Running) {
+        if job.state != JobState::Running {
+            return job;
+        }
+        job.is_cancelling = self.cancels.get(&job.id).is_some();
+        if !self.is_mine(record) {
+            let told = self.remote.get(&record.node).and_then(|running| running.get(&job.id).cloned());
+            job.progress = told.unwrap_or_default();
+            if !self.nodes.is_there(&record.node) {
+                job.waiting_for =
+                    Some(format!("the daemon of {} does not answer; this is what it last told", job.host));
+            }
+        } else if let Some(live) = self.live().get(&job.id) {
             job.progress = live.progress.clone();
-            job.is_cancelling = live.cancel.is_cancelled();
+            job.is_cancelling |= live.cancel.is_cancelled();
         }
         job
     }
 
     /// The last run of each policy on each VM.
     pub fn history(&self) -> HashMap<Uuid, BTreeMap<String, Attempt>> {
-        self.history.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut history: HashMap<Uuid, BTreeMap<String, Attempt>> = HashMap::new();
+        for ((vm, policy), attempt) in self.past.all() {
+            history.entry(vm).or_default().insert(policy, *attempt);
+        }
+        history
+    }
+
+    /// Progress of what runs here.
+    pub fn progress(&self) -> Running {
+        self.live().iter().map(|(id, live)| (*id, live.progress.clone())).collect()
     }
 
     /// What a job did, after the entry `after`.
@@ -152,8 +193,15 @@ impl Jobs {
         Ok(all.into_iter().filter(|entry| entry.seq > after).take(limit).collect())
     }
 
-    /// Accepts a job, or finds the one that the same request made before; whether it is new.
-    pub async fn submit(&self, new: NewJob, host: &str, idempotency: Option<&Idempotency>) -> Result<(Job, bool)> {
+    /// Accepts a job, or finds the one that the same request made before; whether it is new. `guard`: conditions that
+    /// have to hold, those of a leader.
+    pub async fn submit(
+        &self,
+        new: NewJob,
+        place: &Place,
+        idempotency: Option<&Idempotency>,
+        guard: Vec<Compare>,
+    ) -> Result<(Job, bool)> {
         if let Some(job) = self.made_before(idempotency).await? {
             return Ok((job, false));
         }
@@ -162,8 +210,9 @@ impl Jobs {
             return Err(Problem::new(Code::Unavailable, format!("{waiting} jobs wait already"))
                 .hint("wait, or cancel some with virtward job cancel"));
         }
-        let record = self.prepare(new, host);
-        let mut compares = vec![Compare::absent(job_key(record.job.id))];
+        let record = prepare(new, place);
+        let mut compares = guard;
+        compares.push(Compare::absent(job_key(record.job.id)));
         let mut ops = vec![kv::put(&job_key(record.job.id), &record)?];
         if let Some(idempotency) = idempotency {
             let id = record.job.id.to_string();
@@ -171,68 +220,75 @@ impl Jobs {
             compares.push(Compare::absent(made_key(&idempotency.key)));
             ops.push(kv::put(&made_key(&idempotency.key), &made)?);
         }
-        if !self.kv.commit(compares, ops).await? {
-            // Another request with the same key was faster.
+        let Some(at) = self.kv.commit(compares, ops).await? else {
+            // Another request with the same key was faster, or another daemon leads.
             return match self.made_before(idempotency).await? {
                 Some(job) => Ok((job, false)),
+                None if idempotency.is_none() => {
+                    Err(Problem::new(Code::Unavailable, "this daemon does not lead the cluster any more"))
+                }
                 None => Err(Problem::new(Code::Conflict, "another request with this idempotency key is under way")),
             };
-        }
+        };
         let job = record.job.clone();
-        self.remember(record);
+        self.table.put(job.id, at, record);
         self.hub.send("jobs", "job", &job);
         self.wake.notify_one();
         Ok((job, true))
     }
 
-    fn prepare(&self, new: NewJob, host: &str) -> Record {
-        let job = Job {
-            id: Uuid::now_v7(),
-            kind: new.work.kind(),
-            state: JobState::Queued,
-            vm: new.vm,
-            host: host.to_owned(),
-            repository: new.repository,
-            origin: new.origin,
-            created: Timestamp::now(),
-            started: None,
-            finished: None,
-            waiting_for: None,
-            is_cancelling: false,
-            progress: Progress::default(),
-            warnings: Vec::new(),
-            error: None,
-            result: None,
-        };
-        Record { job, work: new.work, node: self.node.clone(), not_before: None, busy_since: None }
-    }
-
     async fn made_before(&self, idempotency: Option<&Idempotency>) -> Result<Option<Job>> {
         let Some(idempotency) = idempotency else { return Ok(None) };
         let Some((made, _)) = self.kv.get::<Made>(&made_key(&idempotency.key)).await? else { return Ok(None) };
-        if made.request != idempotency.request {
-            return Err(Problem::new(Code::IdempotencyMismatch, "this idempotency key was used for another request")
-                .hint("use a new key for a new request"));
+        let mismatch = || {
+            Problem::new(Code::IdempotencyMismatch, "this idempotency key was used for another request")
+                .hint("use a new key for a new request")
+        };
+        let Some(id) = made.id.parse::<Uuid>().ok().filter(|_| made.request == idempotency.request) else {
+            return Err(mismatch());
+        };
+        // Another daemon may have accepted it a moment ago.
+        if self.table.get(&id).is_none() {
+            self.refresh(id).await?;
         }
-        match made.id.parse().map(|id| self.job(id)) {
-            Ok(job) => job.map(Some),
-            Err(_) => Err(Problem::new(Code::IdempotencyMismatch, "this idempotency key was used for another request")),
-        }
+        self.job(id).map(Some)
     }
 
-    fn remember(&self, record: Record) {
-        let mut records = self.records.write().unwrap_or_else(PoisonError::into_inner);
-        records.insert(record.job.id, Arc::new(record));
+    /// Reads a record anew: what is known here is not what is there.
+    async fn refresh(&self, id: Uuid) -> Result<()> {
+        let listing = self.kv.listing(&job_key(id)).await?;
+        match listing.entries.first() {
+            Some(entry) => _ = self.table.follow(&entry.key, entry.revision, Some(&entry.value)),
+            None => self.table.delete(&id, listing.revision),
+        }
+        Ok(())
     }
 
-    /// Changes a record, here and in the state store, and tells of it.
-    async fn update(&self, id: Uuid, change: impl FnOnce(&mut Record)) -> Result<Record> {
-        let mut record = Record::clone(&*self.record(id)?);
+    /// Changes a record of this daemon's, here and in the state store, together with the claims on its VM, and tells of
+    /// it. Refused if somebody else changed it meanwhile.
+    async fn update(&self, id: Uuid, claim: Option<Draft>, change: impl FnOnce(&mut Record)) -> Result<Option<Record>> {
+        let (revision, record) = self.table.row(&id).ok_or_else(|| failures::changed(&format!("job {id}")))?;
+        let mut record = Record::clone(&record);
         change(&mut record);
-        self.kv.put(&job_key(id), &record).await?;
-        self.remember(record.clone());
+        let mut compares = vec![Compare::at(job_key(id), revision)];
+        let mut ops = vec![kv::put(&job_key(id), &record)?];
+        if let Some(claim) = &claim {
+            compares.extend(claim.compares.iter().cloned());
+            ops.push(claim.op.clone());
+        }
+        let Some(at) = self.kv.commit(compares, ops).await? else {
+            self.refresh(id).await?;
+            if let Some(vm) = record.job.vm.as_ref().filter(|_| claim.is_some()) {
+                self.claims.refresh(vm.uuid).await?;
+            }
+            return Ok(None);
+        };
+        if let Some(claim) = claim {
+            self.claims.done(claim, at);
+        }
+        self.table.put(id, at, record.clone());
         self.hub.send("jobs", "job", &self.view(&record));
-        Ok(record)
+        Ok(Some(record))
     }
 
     /// Says what a queued job waits for; not worth storing.
@@ -243,42 +299,76 @@ impl Jobs {
         let mut record = record.clone();
         record.job.waiting_for = Some(why);
         let job = record.job.clone();
-        self.remember(record);
+        self.table.overlay(&job.id.clone(), record);
         self.hub.send("jobs", "job", &job);
     }
 
-    /// Asks a job to stop.
+    /// Asks a job to stop, on whatever node it is.
     pub async fn cancel(&self, id: Uuid, who: &str) -> Result<Job> {
-        let record = self.record(id)?;
-        match record.job.state {
-            JobState::Running => {
-                self.note(id, LogLevel::Info, format!("{who} asks to cancel it"));
-                if let Some(live) = self.live().get(&id) {
-                    live.cancel.cancel();
+        for _ in 0..TRIES {
+            let record = self.record(id)?;
+            match record.job.state {
+                JobState::Running => {
+                    let asked = CancelAsked { by: who.to_owned(), at: Timestamp::now() };
+                    let unchanged = self.table.unchanged(&id, &job_key(id));
+                    let put = kv::put(&cancel_key(id), &asked)?;
+                    if let Some(at) = self.kv.commit(vec![unchanged], vec![put]).await? {
+                        self.cancel_asked(id, &asked);
+                        self.cancels.put(id, at, asked);
+                        let job = self.job(id)?;
+                        self.hub.send("jobs", "job", &job);
+                        return Ok(job);
+                    }
                 }
-                let job = self.job(id)?;
-                self.hub.send("jobs", "job", &job);
-                Ok(job)
+                JobState::Queued => {
+                    let error = JobError {
+                        code: Code::Cancelled,
+                        message: format!("cancelled by {who} before it began"),
+                        hint: None,
+                        retry_at: None,
+                    };
+                    if self.finish_as_known(id, JobState::Cancelled, Some(error), None).await?.is_some() {
+                        return self.job(id);
+                    }
+                }
+                state => {
+                    let state = serde_json::to_value(state).ok();
+                    let state = state.as_ref().and_then(|state| state.as_str()).unwrap_or("ended");
+                    return Err(Problem::new(Code::Conflict, format!("job {id} has ended already ({state})")));
+                }
             }
-            JobState::Queued => {
-                let error = JobError {
-                    code: Code::Cancelled,
-                    message: format!("cancelled by {who} before it began"),
-                    hint: None,
-                    retry_at: None,
-                };
-                self.finish(id, JobState::Cancelled, Some(error), None).await?;
-                self.job(id)
-            }
-            state => {
-                let state = serde_json::to_value(state).ok();
-                let state = state.as_ref().and_then(|state| state.as_str()).unwrap_or("ended");
-                Err(Problem::new(Code::Conflict, format!("job {id} has ended already ({state})")))
-            }
+            self.refresh(id).await?;
+        }
+        Err(failures::changed(&format!("job {id}")))
+    }
+
+    /// Somebody, here or on another node, wants a job to stop.
+    pub fn cancel_asked(&self, id: Uuid, asked: &CancelAsked) {
+        let mut stopped = false;
+        if let Some(live) = self.live().get(&id) {
+            stopped = !live.cancel.is_cancelled();
+            live.cancel.cancel();
+        }
+        if stopped {
+            self.note(id, LogLevel::Info, format!("{} asks to cancel it", asked.by));
         }
     }
 
-    /// Gives a job its final state, together with what the scheduler must remember.
+    /// A record changed, here or on another node.
+    pub fn news(&self, record: &Record) {
+        self.hub.send("jobs", "job", &self.view(record));
+        self.wake.notify_one();
+    }
+
+    /// Another node told how far its jobs are.
+    pub fn told_of(&self, running: &Running) {
+        for (id, progress) in running {
+            self.hub.send("jobs", "progress", &serde_json::json!({ "id": id, "progress": progress }));
+        }
+    }
+
+    /// Gives a job its final state. What ran here and has a result has the last word, also over another daemon that took
+    /// this one for lost.
     async fn finish(
         &self,
         id: Uuid,
@@ -286,6 +376,39 @@ impl Jobs {
         error: Option<JobError>,
         result: Option<virtward_api::JobResult>,
     ) -> Result<Record> {
+        for _ in 0..TRIES {
+            if let Some(record) = self.finish_as_known(id, state, error.clone(), result.clone()).await? {
+                return Ok(record);
+            }
+            self.refresh(id).await?;
+            let record = self.record(id)?;
+            let is_ours = self.is_mine(&record) && self.live().contains_key(&id);
+            if is_ours && record.job.state == state && (&record.job.error, &record.job.result) == (&error, &result) {
+                // It was recorded, and the answer was lost.
+                self.live().remove(&id);
+                self.claims.forget(&claims::of_job(id));
+                return Ok(Record::clone(&record));
+            }
+            if record.job.state.is_final() && !(is_ours && record.job.state == JobState::Interrupted) {
+                return Err(failures::changed(&format!("job {id}")));
+            }
+            if let Some(vm) = &record.job.vm {
+                self.claims.refresh(vm.uuid).await?;
+            }
+        }
+        Err(failures::changed(&format!("job {id}")))
+    }
+
+    /// One try of that: the final state, what the scheduler must remember, the log and the claim, in one transaction.
+    /// None if somebody else changed the record or the claims on the VM.
+    async fn finish_as_known(
+        &self,
+        id: Uuid,
+        state: JobState,
+        error: Option<JobError>,
+        result: Option<virtward_api::JobResult>,
+    ) -> Result<Option<Record>> {
+        let unchanged = self.table.unchanged(&id, &job_key(id));
         let mut record = Record::clone(&*self.record(id)?);
         let now = Timestamp::now();
         record.job.progress = self.view(&record).progress;
@@ -295,39 +418,72 @@ impl Jobs {
         record.job.is_cancelling = false;
         record.job.error = error;
         record.job.result = result;
-        if let Some(error) = &record.job.error {
-            self.note(id, LogLevel::Error, error.message.clone());
+        let (mut log, warnings) =
+            self.live().get(&id).map(|live| (live.log.clone(), live.warnings.clone())).unwrap_or_default();
+        if !warnings.is_empty() {
+            record.job.warnings = warnings;
         }
-        let log = self.live().get(&id).map(|live| live.log.clone()).unwrap_or_default();
-        let mut ops = vec![kv::put(&job_key(id), &record)?];
-        if !log.is_empty() {
+        if let Some(error) = &record.job.error {
+            append(&mut log, LogLevel::Error, error.message.clone());
+        }
+        let mut compares = vec![unchanged];
+        let mut ops = vec![kv::put(&job_key(id), &record)?, Op::delete(cancel_key(id))];
+        if self.live().contains_key(&id) {
             ops.push(kv::put(&log_key(id), &log)?);
         }
         let attempt = attempt(&record, now);
         if let Some((vm, policy, attempt)) = &attempt {
             ops.push(kv::put(&history_key(*vm, policy), attempt)?);
         }
-        self.kv.commit(Vec::new(), ops).await?;
-        if let Some((vm, policy, attempt)) = attempt {
-            let mut history = self.history.write().unwrap_or_else(PoisonError::into_inner);
-            history.entry(vm).or_default().insert(policy, attempt);
+        let holder = claims::of_job(id);
+        let claim = match &record.job.vm {
+            Some(vm) => self.claims.giving_back(vm.uuid, &holder)?,
+            None => None,
+        };
+        if let Some(claim) = &claim {
+            compares.extend(claim.compares.iter().cloned());
+            ops.push(claim.op.clone());
         }
+        let Some(at) = self.kv.commit(compares, ops).await? else { return Ok(None) };
+        if let Some(claim) = claim {
+            self.claims.done(claim, at);
+        }
+        if let Some((vm, policy, attempt)) = attempt {
+            self.past.put((vm, policy), at, attempt);
+        }
+        self.claims.forget(&holder);
+        self.cancels.delete(&id, at);
         self.live().remove(&id);
-        self.remember(record.clone());
+        self.table.put(id, at, record.clone());
         self.hub.send("jobs", "job", &record.job);
         self.wake.notify_one();
-        Ok(record)
+        Ok(Some(record))
+    }
+
+    /// Tells a job of a daemon that is gone as interrupted. Should it go on after all, its result takes the place of this.
+    pub async fn presume_interrupted(&self, id: Uuid, message: String) -> Result<()> {
+        let hint = Some("the scheduler runs a policy's backup again; ask for another one again".to_owned());
+        let error = JobError { code: Code::Interrupted, message, hint, retry_at: None };
+        match self.finish_as_known(id, JobState::Interrupted, Some(error), None).await? {
+            Some(_) => Ok(()),
+            None => self.refresh(id).await,
+        }
+    }
+
+    /// Gives a job that waits to another node.
+    pub async fn move_to(&self, id: Uuid, place: Place) -> Result<()> {
+        let moved = self.update(id, None, |record| {
+            record.job.host = place.host;
+            record.node = place.node;
+            record.job.waiting_for = None;
+        });
+        moved.await.map(|_| ())
     }
 
     /// Adds to the log of a running job.
     fn note(&self, id: Uuid, level: LogLevel, message: String) {
         if let Some(live) = self.live().get_mut(&id) {
-            // The last entry says why it failed: there is always room for that.
-            if live.log.len() >= LOG_MAX && level != LogLevel::Error {
-                return;
-            }
-            let seq = live.log.last().map_or(1, |last| last.seq + 1);
-            live.log.push(JobLogEntry { seq, at: Timestamp::now(), level, message });
+            append(&mut live.log, level, message);
             live.is_log_stored = false;
         }
     }
@@ -349,6 +505,7 @@ impl Jobs {
     /// Forgets what is too old, or too much.
     pub async fn prune(&self) -> Result<()> {
         let now = Timestamp::now();
+        // Of a cluster's jobs every daemon sees the same: whoever comes first removes them.
         let ended: Vec<Arc<Record>> = self.records().into_iter().filter(|record| record.job.state.is_final()).collect();
         let surplus = ended.len().saturating_sub(KEPT_MAX);
         let is_old = |record: &Record| record.job.finished.is_some_and(|at| now.duration_since(at) > KEPT_FOR);
@@ -359,15 +516,44 @@ impl Jobs {
             .map(|(_, record)| record.job.id)
             .collect();
         let keys: Vec<String> = going.iter().flat_map(|id| [job_key(*id), log_key(*id)]).collect();
-        self.kv.delete(&keys).await?;
-        {
-            let mut records = self.records.write().unwrap_or_else(PoisonError::into_inner);
-            going.iter().for_each(|id| _ = records.remove(id));
+        if let Some(at) = self.kv.delete(&keys).await? {
+            going.iter().for_each(|id| self.table.delete(id, at));
         }
         let made = self.kv.list::<Made>("/v1/made/").await?;
         let old = made.into_iter().filter(|(_, made)| now.duration_since(made.at) > IDEMPOTENCY_FOR);
-        self.kv.delete(&old.map(|(key, _)| key).collect::<Vec<_>>()).await
+        self.kv.delete(&old.map(|(key, _)| key).collect::<Vec<_>>()).await.map(|_| ())
     }
+}
+
+fn prepare(new: NewJob, place: &Place) -> Record {
+    let job = Job {
+        id: Uuid::now_v7(),
+        kind: new.work.kind(),
+        state: JobState::Queued,
+        vm: new.vm,
+        host: place.host.clone(),
+        repository: new.repository,
+        origin: new.origin,
+        created: Timestamp::now(),
+        started: None,
+        finished: None,
+        waiting_for: None,
+        is_cancelling: false,
+        progress: Progress::default(),
+        warnings: Vec::new(),
+        error: None,
+        result: None,
+    };
+    Record { job, work: new.work, node: place.node.clone(), boot: None, not_before: None, busy_since: None }
+}
+
+fn append(log: &mut Vec<JobLogEntry>, level: LogLevel, message: String) {
+    // The last entry says why it failed: there is always room for that.
+    if log.len() >= LOG_MAX && level != LogLevel::Error {
+        return;
+    }
+    let seq = log.last().map_or(1, |last| last.seq + 1);
+    log.push(JobLogEntry { seq, at: Timestamp::now(), level, message });
 }
 
 /// What the scheduler must remember of a job that ended.

@@ -50,11 +50,6 @@ impl Watch {
         Self { jobs, id, cancel, meter: Mutex::new(meter) }
     }
 
-    /// What was warned of.
-    pub fn warnings(&self) -> Vec<String> {
-        self.meter.lock().unwrap_or_else(PoisonError::into_inner).warnings.clone()
-    }
-
     fn change(&self, is_urgent: bool, change: impl FnOnce(&mut Meter)) {
         let mut meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut meter);
@@ -74,11 +69,12 @@ impl Watch {
             return;
         }
         meter.told = Some(now);
-        let progress = meter.progress.clone();
+        let (progress, warnings) = (meter.progress.clone(), meter.warnings.clone());
         drop(meter);
         self.jobs.hub.send("jobs", "progress", &Told { id: self.id, progress: &progress });
         if let Some(live) = self.jobs.live().get_mut(&self.id) {
             live.progress = progress;
+            live.warnings = warnings;
         }
     }
 }
@@ -107,7 +103,7 @@ impl Observer for Watch {
             Event::Detail(_) => {}
             Event::Warning(text) => {
                 self.jobs.note(self.id, LogLevel::Warning, text.to_owned());
-                self.change(false, |meter| {
+                self.change(true, |meter| {
                     if meter.warnings.len() < WARNINGS_MAX {
                         meter.warnings.push(text.to_owned());
                     }

@@ -1,9 +1,11 @@
 //! A job as it is kept: what is shown of it, and what is needed to do it, also by a daemon that starts later.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use virtward_api::{BackupRequest, Job, JobKind, RestoreRequest, VerifyRequest, VmRef};
+use virtward_api::{BackupRequest, Job, JobKind, Progress, RestoreRequest, VerifyRequest, VmRef};
 use virtward_decide::arbiter::Operation;
 use virtward_model::{PointId, Retention, Seconds, policy::Hooks};
 
@@ -14,8 +16,11 @@ pub struct Record {
     pub job: Job,
     /// What is done.
     pub work: Work,
-    /// The daemon that does it.
+    /// The node whose daemon does it.
     pub node: String,
+    /// The start of that daemon that began it.
+    #[serde(default)]
+    pub boot: Option<Uuid>,
     /// It does not begin before.
     #[serde(default)]
     pub not_before: Option<Timestamp>,
@@ -93,6 +98,27 @@ impl Work {
         !matches!(self, Work::Restore { .. })
     }
 }
+
+/// Where a job is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The node whose daemon does it.
+    pub node: String,
+    /// Its host.
+    pub host: String,
+}
+
+/// Somebody wants a job to stop.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelAsked {
+    /// Who.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Progress of a node's jobs.
+pub type Running = BTreeMap<Uuid, Progress>;
 
 /// A job to come.
 #[derive(Clone, Debug)]

@@ -1,5 +1,5 @@
-//! Lets queued jobs run: as many as the host may, one per VM as the arbiter says, in the order in which they were asked
-//! for. One task decides; every job is a task of its own that it owns.
+//! Lets queued jobs of this host run: as many as it may, one per VM as the claims on it say, in the order in which they
+//! were asked for. One task decides; every job is a task of its own that it owns.
 //!
 //! A VM that another program of ours holds (the command line) is waited for. What was found running when the daemon
 //! started is interrupted: a policy's run is planned anew by the scheduler, another one is asked for again here, but for
@@ -7,20 +7,25 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::{FutureExt, future::BoxFuture};
 use jiff::{SignedDuration, Timestamp};
 use tokio::task::JoinSet;
-use uuid::Uuid;
 use virtward_api::{Code, Job, JobError, JobKind, JobState, LogLevel, Maintenance, Problem, Severity};
-use virtward_decide::arbiter::{self, Operation, Ruling};
 use virtward_engine::Cancel;
 use virtward_model::{Policy, Seconds};
 
 use super::{
     Live, exec,
     observer::Watch,
-    record::{NewJob, Record, Work},
+    record::{NewJob, Place, Record, Work},
 };
-use crate::{daemon::Daemon, events::Note, views::Views};
+use crate::{
+    cluster::claims::{self, Answer},
+    daemon::Daemon,
+    events::Note,
+    failures::{self, Result},
+    views::Views,
+};
 
 /// Between two looks at the queue when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
@@ -29,6 +34,8 @@ const BUSY_AGAIN: SignedDuration = SignedDuration::from_secs(5);
 const BUSY_MAX: SignedDuration = SignedDuration::from_mins(30);
 /// How long after the start jobs wait for the first sight of the host: libvirt may come up later than the daemon does.
 const FIRST_SIGHT_MAX: SignedDuration = SignedDuration::from_mins(5);
+/// Between two tries to record what a job did.
+const PERSIST_AGAIN: Duration = Duration::from_secs(1);
 /// Tries of a job that was interrupted.
 const ATTEMPTS_MAX: u32 = 3;
 
@@ -38,7 +45,7 @@ pub async fn recover(daemon: &Daemon) {
     let left: Vec<Arc<Record>> = jobs
         .records()
         .into_iter()
-        .filter(|record| record.node == jobs.node && record.job.state == JobState::Running)
+        .filter(|record| jobs.is_mine(record) && record.job.state == JobState::Running)
         .collect();
     for record in left {
         let again =
@@ -49,12 +56,8 @@ pub async fn recover(daemon: &Daemon) {
             (_, true) => "it was asked for again".to_owned(),
             _ => "ask for it again if it is still wanted".to_owned(),
         };
-        let error = JobError {
-            code: Code::Interrupted,
-            message: "the daemon ended while this job ran".into(),
-            hint: Some(hint),
-            retry_at: None,
-        };
+        let message = "the daemon ended while this job ran".to_owned();
+        let error = JobError { code: Code::Interrupted, message, hint: Some(hint), retry_at: None };
         match jobs.finish(record.job.id, JobState::Interrupted, Some(error), None).await {
             Ok(record) => told(daemon, &record.job),
             Err(problem) => {
@@ -77,7 +80,8 @@ pub async fn recover(daemon: &Daemon) {
 }
 
 async fn submit(daemon: &Daemon, new: NewJob) {
-    if let Err(problem) = daemon.jobs.submit(new, &daemon.host_name(), None).await {
+    let place = daemon.place_for(&new);
+    if let Err(problem) = daemon.jobs.submit(new, &place, None, Vec::new()).await {
         tracing::error!(%problem, "a job could not be asked for");
     }
 }
@@ -102,6 +106,7 @@ pub async fn run(daemon: Arc<Daemon>, cancel: Cancel) {
     for live in daemon.jobs.live().values() {
         live.cancel.cancel();
     }
+    // A result that cannot be recorded now is lost with this process; the next start finds the job interrupted.
     let all = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(daemon.config().stop_timeout, all).await.is_err() {
         tracing::error!("jobs did not stop in time; the next start finds them interrupted");
@@ -113,10 +118,14 @@ async fn start_some(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
     let records = jobs.records();
     let mut running: Vec<Arc<Record>> =
         records.iter().filter(|record| record.job.state == JobState::Running).cloned().collect();
+    let mut here = running.iter().filter(|record| jobs.is_mine(record)).count();
+    if daemon.nodes.is_removed() {
+        return;
+    }
     let limit = usize::try_from(daemon.config().jobs_max).unwrap_or(usize::MAX);
     let now = Timestamp::now();
     let is_blind = !daemon.inventory.world().is_complete && now.duration_since(daemon.started) < FIRST_SIGHT_MAX;
-    for record in records.iter().filter(|record| record.job.state == JobState::Queued && record.node == jobs.node) {
+    for record in records.iter().filter(|record| record.job.state == JobState::Queued && jobs.is_mine(record)) {
         if record.not_before.is_some_and(|until| until > now) {
             continue;
         }
@@ -124,70 +133,104 @@ async fn start_some(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
             jobs.waits(record, "the hypervisor was not reached yet".into());
             continue;
         }
-        if running.len() >= limit {
-            jobs.waits(record, format!("{} jobs run on this host, no more may", running.len()));
+        if moves_on(daemon, record).await {
             continue;
         }
-        match admit(record, &running) {
-            (Ruling::Run, _) => {}
-            (Ruling::Refuse, Some(other)) => {
-                let wanted = record.work.operation().unwrap_or(Operation::Backup);
-                let message = arbiter::reason(other, wanted);
-                let error = JobError { code: Code::Busy, message, hint: None, retry_at: None };
-                if let Ok(record) = jobs.finish(record.job.id, JobState::Failed, Some(error), None).await {
-                    told(daemon, &record.job);
-                }
-                continue;
-            }
-            (_, other) => {
-                let other = other.map_or("copy or prune", Operation::name);
-                jobs.waits(record, format!("a {other} of this VM is under way"));
-                continue;
-            }
+        if here >= limit {
+            jobs.waits(record, format!("{here} jobs run on this host, no more may"));
+            continue;
         }
-        if let Some(started) = start(daemon, record.job.id, tasks).await {
-            running.push(Arc::new(started));
+        if record.work.operation().is_none() && is_beside_its_like(record, &running) {
+            jobs.waits(record, "a copy or prune of this VM is under way".into());
+            continue;
+        }
+        match start(daemon, record, tasks).await {
+            Ok(Some(started)) => {
+                running.push(Arc::new(started));
+                here += 1;
+            }
+            Ok(None) => {}
+            Err(problem) => tracing::error!(job = %record.job.id, %problem, "a job could not begin; it is tried again"),
         }
     }
 }
 
-/// What the arbiter says of a job beside those that run. Copies and removals of one VM's restore points come one after
-/// the other: what is being copied must not be deleted meanwhile.
-fn admit(record: &Record, running: &[Arc<Record>]) -> (Ruling, Option<Operation>) {
-    let same = |other: &&Arc<Record>| match (&record.job.vm, &other.job.vm) {
-        (Some(one), Some(two)) => one.uuid == two.uuid,
-        _ => false,
-    };
-    let beside: Vec<&Arc<Record>> = running.iter().filter(same).collect();
-    match record.work.operation() {
-        Some(wanted) => {
-            let operations: Vec<Operation> = beside.iter().filter_map(|other| other.work.operation()).collect();
-            arbiter::admit(&operations, wanted)
+/// Copies and removals of one VM's restore points come one after the other: what is being copied must not be deleted
+/// meanwhile.
+fn is_beside_its_like(record: &Record, running: &[Arc<Record>]) -> bool {
+    let vm = record.job.vm.as_ref().map(|vm| vm.uuid);
+    let is_same = |other: &&Arc<Record>| vm.is_some() && other.job.vm.as_ref().map(|vm| vm.uuid) == vm;
+    running.iter().filter(is_same).any(|other| other.work.operation().is_none())
+}
+
+/// A backup that waits goes where its VM went.
+async fn moves_on(daemon: &Daemon, record: &Record) -> bool {
+    if !matches!(record.work, Work::Backup { .. }) {
+        return false;
+    }
+    let fleet = daemon.fleet();
+    let Some(placed) = record.job.vm.as_ref().and_then(|vm| fleet.vms.get(&vm.uuid)) else { return false };
+    if placed.node == record.node {
+        return false;
+    }
+    let place = Place { node: placed.node.clone(), host: placed.host.clone() };
+    match daemon.jobs.move_to(record.job.id, place).await {
+        Ok(()) => true,
+        Err(problem) => {
+            tracing::warn!(job = %record.job.id, %problem, "a job could not follow its VM to another host");
+            false
         }
-        None if beside.iter().any(|other| other.work.operation().is_none()) => (Ruling::Wait, None),
-        None => (Ruling::Run, None),
     }
 }
 
-async fn start(daemon: &Arc<Daemon>, id: Uuid, tasks: &mut JoinSet<()>) -> Option<Record> {
+/// Begins a job, with a claim on its VM if it does something to it. None if something else goes first, or somebody
+/// changed something meanwhile.
+async fn start(daemon: &Arc<Daemon>, record: &Record, tasks: &mut JoinSet<()>) -> Result<Option<Record>> {
+    let (jobs, id) = (&daemon.jobs, record.job.id);
+    let holder = claims::of_job(id);
+    let mut claim = None;
+    if let (Some(operation), Some(vm)) = (record.work.operation(), &record.job.vm) {
+        let (answer, draft) = daemon.claims.wish(vm.uuid, operation, &holder)?;
+        match answer {
+            Answer::Acquired => claim = draft,
+            Answer::Waits { operation, .. } => {
+                jobs.waits(record, format!("a {operation} of this VM is under way"));
+                return Ok(None);
+            }
+            Answer::Cancelling { operation: other, .. } => {
+                jobs.waits(record, format!("a {other} of this VM is being cancelled"));
+                daemon.claims.acquire(vm.uuid, operation, &holder).await?;
+                return Ok(None);
+            }
+            Answer::Refused { reason } => {
+                let error = JobError { code: Code::Busy, message: reason, hint: None, retry_at: None };
+                let record = jobs.finish(id, JobState::Failed, Some(error), None).await?;
+                told(daemon, &record.job);
+                return Ok(None);
+            }
+        }
+    }
     let cancel = Cancel::default();
-    daemon.jobs.live().insert(id, Live { cancel: cancel.clone(), ..Live::default() });
-    let begun = daemon.jobs.update(id, |record| {
+    jobs.live().insert(id, Live { cancel: cancel.clone(), ..Live::default() });
+    daemon.claims.on_stop(&holder, cancel.clone());
+    let boot = daemon.nodes.me.boot;
+    let begun = jobs.update(id, claim, |record| {
         record.job.state = JobState::Running;
         record.job.started = Some(Timestamp::now());
         record.job.waiting_for = None;
+        record.boot = Some(boot);
     });
-    let record = match begun.await {
-        Ok(record) => record,
-        Err(problem) => {
-            daemon.jobs.live().remove(&id);
-            tracing::error!(job = %id, %problem, "a job could not begin; it is tried again");
-            return None;
-        }
+    let Some(record) = begun.await.unwrap_or_else(|problem| {
+        tracing::error!(job = %id, %problem, "a job could not begin; it is tried again");
+        None
+    }) else {
+        jobs.live().remove(&id);
+        daemon.claims.forget(&holder);
+        return Ok(None);
     };
     let (daemon, task) = (daemon.clone(), record.clone());
     tasks.spawn(async move { one(&daemon, task, cancel).await });
-    Some(record)
+    Ok(Some(record))
 }
 
 async fn one(daemon: &Arc<Daemon>, record: Record, cancel: Cancel) {
@@ -195,42 +238,73 @@ async fn one(daemon: &Arc<Daemon>, record: Record, cancel: Cancel) {
     tracing::info!(job = %id, kind = ?record.job.kind, vm = record.job.vm.as_ref().map(|vm| &*vm.name), "job begins");
     let watch = Arc::new(Watch::new(jobs.clone(), id, cancel.clone()));
     let outcome = exec::run(daemon, &record, watch.clone(), &cancel).await;
-    let warnings = watch.warnings();
-    if !warnings.is_empty() {
-        let mut with = Record::clone(&record);
-        with.job.warnings = warnings;
-        jobs.remember(with);
-    }
-    let finished = match outcome {
+    let (state, error, result) = match outcome {
         Ok(result) => {
             jobs.note(id, LogLevel::Info, "done".into());
-            jobs.finish(id, JobState::Succeeded, None, Some(result)).await
+            (JobState::Succeeded, None, Some(result))
         }
         Err(problem) if problem.code == Code::Busy && may_wait(&record) => {
-            jobs.live().remove(&id);
-            let now = Timestamp::now();
-            let again = jobs.update(id, |record| {
-                record.job.state = JobState::Queued;
-                record.job.started = None;
-                record.job.waiting_for = Some(problem.detail.clone());
-                record.not_before = now.checked_add(BUSY_AGAIN).ok();
-                record.busy_since.get_or_insert(now);
-            });
-            if let Err(problem) = again.await {
-                tracing::error!(job = %id, %problem, "a job could not be put back");
-            }
+            let (daemon, record, why) = (&**daemon, &record, &*problem.detail);
+            persist(daemon, "put back", || put_back(daemon, record, why).boxed()).await;
             return;
         }
         Err(problem) => {
             let (state, error) = verdict(daemon, &record, problem);
-            jobs.finish(id, state, Some(error), None).await
+            (state, Some(error), None)
         }
     };
-    match finished {
-        Ok(record) => after(daemon, &record).await,
-        // The record still says that it runs: the next start of the daemon finds it interrupted.
-        Err(problem) => tracing::error!(job = %id, %problem, "the end of a job could not be recorded"),
+    let finish = || jobs.finish(id, state, error.clone(), result.clone()).boxed();
+    if let Some(record) = persist(daemon, "ended", finish).await {
+        after(daemon, &record).await;
     }
+}
+
+/// Records something of a job however long the state store is away: what was done must not be forgotten. Gives up when
+/// the daemon stops; the record still says that the job runs, and the next start finds it interrupted.
+async fn persist<'a, T>(daemon: &Daemon, what: &str, record: impl Fn() -> BoxFuture<'a, Result<T>>) -> Option<T> {
+    let mut is_told = false;
+    loop {
+        match record().await {
+            Ok(done) => return Some(done),
+            Err(problem) if problem.code == Code::StateUnavailable && !daemon.is_stopping() => {
+                if !is_told {
+                    tracing::warn!(%problem, "that a job {what} is recorded when the state store is back");
+                    is_told = true;
+                }
+                tokio::time::sleep(PERSIST_AGAIN).await;
+            }
+            Err(problem) => {
+                tracing::error!(%problem, "that a job {what} could not be recorded");
+                return None;
+            }
+        }
+    }
+}
+
+/// Puts a job that met another program at its VM back into the queue.
+async fn put_back(daemon: &Daemon, record: &Record, why: &str) -> Result<()> {
+    let (jobs, id, now) = (&daemon.jobs, record.job.id, Timestamp::now());
+    let holder = claims::of_job(id);
+    for _ in 0..super::TRIES {
+        let claim = match &record.job.vm {
+            Some(vm) => daemon.claims.giving_back(vm.uuid, &holder)?,
+            None => None,
+        };
+        let again = jobs.update(id, claim, |record| {
+            record.job.state = JobState::Queued;
+            record.job.started = None;
+            record.job.waiting_for = Some(why.to_owned());
+            record.boot = None;
+            record.not_before = now.checked_add(BUSY_AGAIN).ok();
+            record.busy_since.get_or_insert(now);
+        });
+        if again.await?.is_some() {
+            jobs.live().remove(&id);
+            daemon.claims.forget(&holder);
+            return Ok(());
+        }
+    }
+    Err(failures::changed(&format!("job {id}")))
 }
 
 fn may_wait(record: &Record) -> bool {
@@ -245,9 +319,20 @@ fn verdict(daemon: &Daemon, record: &Record, problem: Problem) -> (JobState, Job
             let hint = record.job.origin.due.map(|_| "the scheduler runs it again".to_owned());
             (JobState::Interrupted, JobError { code: Code::Interrupted, message, hint, retry_at: None })
         }
-        Code::Cancelled => (JobState::Cancelled, error),
+        Code::Cancelled => match gave_way(daemon, record) {
+            Some(why) => {
+                let message = format!("it was stopped: {why}");
+                (JobState::Interrupted, JobError { code: Code::Interrupted, message, hint: None, retry_at: None })
+            }
+            None => (JobState::Cancelled, error),
+        },
         _ => (JobState::Failed, JobError { retry_at: retry_at(daemon, record), ..error }),
     }
+}
+
+/// Why a job had to stop for another operation on its VM, if it had.
+fn gave_way(daemon: &Daemon, record: &Record) -> Option<String> {
+    daemon.claims.told_to_stop(record.job.vm.as_ref()?.uuid, &claims::of_job(record.job.id))
 }
 
 /// When the scheduler tries again: as the planner counts, as far as it can be told from here.
@@ -300,9 +385,9 @@ async fn after(daemon: &Arc<Daemon>, record: &Record) {
         daemon.refresh(&entry, true).await;
     }
     // Its newest restore point may be another one, and it has no job any more.
-    let world = daemon.inventory.world();
-    if let Some(view) = job.vm.as_ref().and_then(|vm| world.vms.get(&vm.uuid)) {
-        daemon.hub.send("inventory", "vm", &Views::new(daemon).vm(view));
+    let views = Views::new(daemon);
+    if let Some(placed) = job.vm.as_ref().and_then(|vm| views.fleet.vms.get(&vm.uuid)) {
+        daemon.hub.send("inventory", "vm", &views.vm(placed));
     }
     if job.state == JobState::Succeeded {
         for next in follow_ups(daemon, record) {

@@ -26,7 +26,7 @@ use virtward_model::Bytes;
 use virtward_repo::{InitOptions, KdfCost, Repository, Secret, store};
 use virtward_server::{
     Listening,
-    config::{Config, RepositoryConfig, SecretFile},
+    config::{ClusterConfig, Config, Etcd, RepositoryConfig, SecretFile},
     wire_up::Wiring,
 };
 
@@ -44,7 +44,7 @@ impl Connector for SimConnector {
         self.host.uri()
     }
     fn name(&self) -> String {
-        "h1".into()
+        self.host.uri().trim_start_matches("sim://").trim_end_matches("/system").to_owned()
     }
     async fn connect(&self) -> virtward_hypervisor::Result<Arc<dyn Hypervisor>> {
         self.host.host().await?;
@@ -62,6 +62,15 @@ pub struct Place {
     pub reach: Arc<Mutex<HostState>>,
     pub store: Arc<dyn Store>,
     pub repositories: Vec<&'static str>,
+    /// Name of the node, and whether there may be others.
+    pub node: &'static str,
+    pub is_cluster: bool,
+    /// Where the repositories are, if not in `dir`.
+    shared: Option<PathBuf>,
+    /// The repository, if it is not a directory.
+    location: Option<String>,
+    /// Where peers are answered.
+    pub peers: Option<std::net::SocketAddr>,
     defined: Mutex<Vec<String>>,
 }
 
@@ -88,13 +97,50 @@ impl Place {
             reach,
             store: Arc::new(MemStore::new()),
             repositories: repositories.to_vec(),
+            node: "h1",
+            is_cluster: false,
+            shared: None,
+            location: None,
+            peers: None,
             defined: Mutex::default(),
         }
     }
 
+    /// Two hosts of one cluster: one state, one repository that both see.
+    pub async fn two() -> (Self, Self) {
+        let mut one = Self::new();
+        one.is_cluster = true;
+        let mut two = Self::new();
+        (two.node, two.sim, two.is_cluster) = ("h2", SimWorld::new().host("h2"), true);
+        (two.store, two.shared) = (one.store.clone(), Some(one.dir.path().to_owned()));
+        for node in ["h1", "h2"] {
+            let member = format!("{{\"joined\":\"{}\"}}", jiff::Timestamp::now());
+            let put = virtward_cluster::Op::put(format!("/v1/nodes/{node}"), member);
+            assert!(one.store.txn(Vec::new(), vec![put]).await.unwrap().succeeded);
+        }
+        (one, two)
+    }
+
+    /// This place with peers: it answers at a port that was free a moment ago.
+    pub fn with_peers(mut self) -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        self.is_cluster = true;
+        self.peers = Some(std::net::SocketAddr::from(([127, 0, 0, 1], port)));
+        self
+    }
+
+    /// A second host, with a state that is the same and a repository that is `of`.
+    pub fn beside(other: &Self, node: &'static str, of: Option<&str>) -> Self {
+        let mut place = Self::new().with_peers();
+        (place.node, place.sim) = (node, SimWorld::new().host(node));
+        place.store = other.store.clone();
+        place.location = of.map(str::to_owned);
+        place
+    }
+
     /// The same VMs on a host that nobody is connected to.
     async fn fresh(mut self) -> Self {
-        self.sim = SimWorld::new().host("h1");
+        self.sim = SimWorld::new().host(self.node);
         let defined = self.defined.lock().unwrap().clone();
         for xml in defined {
             self.sim.define(&xml).await.unwrap();
@@ -126,7 +172,10 @@ impl Place {
     pub fn config(&self) -> Config {
         let repository = |name: &&'static str| RepositoryConfig {
             name: (*name).into(),
-            location: self.path(name).display().to_string(),
+            location: self
+                .location
+                .clone()
+                .unwrap_or_else(|| self.shared.as_deref().unwrap_or(self.dir.path()).join(name).display().to_string()),
             store: store::StoreOptions::default(),
             secret: SecretFile::Key(self.path("key")),
         };
@@ -144,6 +193,14 @@ impl Place {
             jobs_max: 2,
             reconcile: Duration::from_secs(1),
             stop_timeout: Duration::from_secs(10),
+            node: self.node.into(),
+            cluster: self.is_cluster.then(|| ClusterConfig {
+                listen: self.peers,
+                address: self.peers.map(|address| address.to_string()),
+                etcd: Etcd::default(),
+                dir: self.path("cluster"),
+                lease: Duration::from_secs(1),
+            }),
         }
     }
 
@@ -166,7 +223,8 @@ impl Place {
         daemon
             .wait("the inventory", async || {
                 let hosts: Value = daemon.get("/api/v1/hosts").await;
-                hosts["items"][0]["state"] == "up"
+                let hosts = hosts["items"].as_array().unwrap();
+                hosts.iter().any(|host| host["name"] == daemon.place.node && host["state"] == "up")
             })
             .await;
         daemon

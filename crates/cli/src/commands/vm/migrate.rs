@@ -38,7 +38,7 @@ pub struct How {
     pub with_storage: bool,
     /// Send memory over so many connections at a time
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=64))]
-    pub parallel: u32,
+    pub connections: u32,
     /// Compress memory; zstd and zlib use parallel connections
     #[arg(long, value_enum, value_name = "METHOD")]
     pub compress: Option<Compress>,
@@ -123,7 +123,7 @@ impl How {
             bandwidth: self.bandwidth,
             with_storage: self.with_storage,
             unsafe_cache: self.unsafe_cache,
-            parallel: self.parallel,
+            parallel: self.connections,
             tls: self.tls,
             tls_name: self.tls_name.clone(),
             compression: self.compress.map(|method| match method {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 use virtward_hypervisor::XmlView;
-use virtward_model::Vm;
+use virtward_model::{Vm, xml::is_shallow};
 use virtward_repo::Attachment;
 
 use crate::{Env, Error, Result};
@@ -25,9 +25,13 @@ pub(crate) fn tpm_dir(vm: Uuid) -> PathBuf {
     Path::new("/var/lib/libvirt/swtpm").join(vm.to_string())
 }
 
+fn document(xml: &str) -> Option<roxmltree::Document<'_>> {
+    is_shallow(xml).then(|| roxmltree::Document::parse(xml).ok())?
+}
+
 /// Path of the NVRAM file that a definition names.
 pub(crate) fn nvram_path(xml: &str) -> Option<String> {
-    let document = roxmltree::Document::parse(xml).ok()?;
+    let document = document(xml)?;
     let os = document.root_element().children().find(|node| node.has_tag_name("os"))?;
     let nvram = os.children().find(|node| node.has_tag_name("nvram"))?;
     // <nvram>PATH</nvram>, or <nvram type='file'><source file='PATH'/></nvram>.
@@ -35,9 +39,46 @@ pub(crate) fn nvram_path(xml: &str) -> Option<String> {
     source.or(nvram.text()).map(str::trim).filter(|path| path.starts_with('/')).map(str::to_owned)
 }
 
+/// An emulated TPM, by the definition of its VM.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct TpmState {
+    /// The directory of its state, where that is not libvirt's own.
+    pub dir: Option<String>,
+    /// Why its state does not suffice to bring it back.
+    pub lacks: Option<String>,
+}
+
+impl TpmState {
+    /// None where the VM has no emulated TPM.
+    pub(crate) fn of(xml: &str) -> Option<Self> {
+        let document = document(xml)?;
+        let devices = document.root_element().children().find(|node| node.has_tag_name("devices"))?;
+        let backend = devices
+            .children()
+            .filter(|node| node.has_tag_name("tpm"))
+            .flat_map(|tpm| tpm.children())
+            .find(|node| node.has_tag_name("backend") && node.attribute("type") == Some("emulator"))?;
+        let child = |name: &str| backend.children().find(|node| node.has_tag_name(name));
+        let mut state = Self::default();
+        if let Some(path) = child("source").and_then(|source| source.attribute("path")) {
+            match child("source").and_then(|source| source.attribute("type")) {
+                Some("dir") => state.dir = Some(path.to_owned()),
+                _ => state.lacks = Some(format!("the TPM's state is in {path}, which is not read; copy it yourself")),
+            }
+        }
+        if let Some(secret) = child("encryption").and_then(|encryption| encryption.attribute("secret")) {
+            state.lacks = Some(format!(
+                "the TPM's state is encrypted with libvirt's secret {secret}, which no backup holds; keep it elsewhere \
+                 (virsh secret-get-value {secret})"
+            ));
+        }
+        Some(state)
+    }
+}
+
 /// User and group that QEMU runs as, from the label that libvirt gave the running domain.
-pub(super) fn qemu_owner(live_xml: &str) -> Option<(u32, u32)> {
-    let document = roxmltree::Document::parse(live_xml).ok()?;
+pub(crate) fn qemu_owner(live_xml: &str) -> Option<(u32, u32)> {
+    let document = document(live_xml)?;
     let dac = document
         .root_element()
         .children()
@@ -51,12 +92,16 @@ pub(super) fn qemu_owner(live_xml: &str) -> Option<(u32, u32)> {
 /// are worth more than no backup.
 pub(super) async fn gather(env: &Env, vm: &Vm, warnings: &mut Vec<String>) -> Result<Vec<Attachment>> {
     let context = || format!("read the definition of {}", vm.name);
-    let xml = env.hypervisor.xml(vm.uuid, XmlView::Inactive).await.map_err(Error::hyper(context()))?;
+    let live = async {
+        match vm.state.is_active() {
+            true => env.hypervisor.xml(vm.uuid, XmlView::Live).await.map(Some),
+            false => Ok(None),
+        }
+    };
+    let (xml, live) =
+        futures::try_join!(env.hypervisor.xml(vm.uuid, XmlView::Inactive), live).map_err(Error::hyper(context()))?;
     let mut attachments = Vec::new();
-    if vm.state.is_active() {
-        let live = env.hypervisor.xml(vm.uuid, XmlView::Live).await.map_err(Error::hyper(context()))?;
-        attachments.push(attachment(LIVE_XML, live.into_bytes()));
-    }
+    attachments.extend(live.map(|live| attachment(LIVE_XML, live.into_bytes())));
     if let Some(path) = nvram_path(&xml) {
         match read_bounded(Path::new(&path)) {
             Ok(bytes) => attachments.push(attachment(NVRAM, bytes)),
@@ -65,9 +110,7 @@ pub(super) async fn gather(env: &Env, vm: &Vm, warnings: &mut Vec<String>) -> Re
             Err(error) => warnings.push(format!("NVRAM {path} is not in this restore point: {error}")),
         }
     }
-    if let Err(error) = tpm_files(&tpm_dir(vm.uuid), &mut attachments) {
-        warnings.push(format!("the TPM state is not in this restore point: {error}"));
-    }
+    tpm(vm, &xml, &mut attachments, warnings);
     attachments.insert(0, attachment(DOMAIN_XML, xml.into_bytes()));
     Ok(attachments)
 }
@@ -82,6 +125,25 @@ fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
         return Err(std::io::Error::other(format!("{length} bytes is too large to be what it claims")));
     }
     std::fs::read(path)
+}
+
+fn tpm(vm: &Vm, xml: &str, attachments: &mut Vec<Attachment>, warnings: &mut Vec<String>) {
+    let state = TpmState::of(xml);
+    let dir = state.as_ref().and_then(|tpm| tpm.dir.as_ref()).map_or_else(|| tpm_dir(vm.uuid), PathBuf::from);
+    let before = attachments.len();
+    if let Err(error) = tpm_files(&dir, attachments) {
+        warnings.push(format!("the TPM state is not in this restore point: {error}"));
+    }
+    let Some(TpmState { lacks, .. }) = state else { return };
+    // A VM that never ran has none yet.
+    match lacks {
+        Some(lacks) => warnings.push(lacks),
+        None if attachments.len() == before && vm.state.is_active() => warnings.push(format!(
+            "the TPM state is not in this restore point: there is none in {}; back the VM up on its own host",
+            dir.display()
+        )),
+        None => {}
+    }
 }
 
 fn tpm_files(dir: &Path, attachments: &mut Vec<Attachment>) -> std::io::Result<()> {
@@ -121,5 +183,17 @@ mod tests {
         assert_eq!(qemu_owner(xml), Some((64055, 994)));
         assert_eq!(nvram_path("<domain><os/></domain>"), None);
         assert_eq!(qemu_owner("not xml"), None);
+    }
+
+    #[test]
+    fn what_an_emulated_tpm_needs_is_known() {
+        let of = |backend: &str| TpmState::of(&format!("<domain><devices><tpm>{backend}</tpm></devices></domain>"));
+        assert_eq!(of("<backend type='passthrough'/>"), None);
+        assert_eq!(of("<backend type='emulator' version='2.0'/>"), Some(TpmState::default()));
+        let elsewhere = of("<backend type='emulator'><source type='dir' path='/tpm'/></backend>").unwrap();
+        assert_eq!(elsewhere, TpmState { dir: Some("/tpm".into()), lacks: None });
+        let lacks = |backend: &str| of(backend).unwrap().lacks.unwrap();
+        assert!(lacks("<backend type='emulator'><source type='file' path='/tpm'/></backend>").contains("/tpm"));
+        assert!(lacks("<backend type='emulator'><encryption secret='s-1'/></backend>").contains("s-1"));
     }
 }

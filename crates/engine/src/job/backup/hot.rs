@@ -5,6 +5,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use futures::{TryFutureExt, future::try_join_all};
 use jiff::Timestamp;
 use tokio::{sync::broadcast, time::Instant};
 use virtward_decide::tracking::{BitmapFact, DiskDecision, DiskFacts};
@@ -46,7 +47,12 @@ async fn cut(job: &mut Job<'_>) -> Result<RestorePoint> {
             false => quiesce::ask_agent(env, vm, state, options).await,
         }
     };
-    let (agent, prepared) = futures::join!(agent, prepare(job, &chosen, scratch));
+    let thaw = async {
+        if options.quiesce != QuiesceRequest::Off {
+            env.hypervisor.prepare_thaw().await;
+        }
+    };
+    let (agent, (), prepared) = futures::join!(agent, thaw, prepare(job, &chosen, scratch));
     let Prepared { attachments, tracked } = prepared?;
     let Some(Tracked { facts, decisions, mut session, writer }) = tracked else {
         return definition_only(job, skipped, attachments).await;
@@ -94,15 +100,24 @@ struct Tracked {
 
 /// Everything that can be done before the guest notices.
 async fn prepare(job: &mut Job<'_>, chosen: &[Disk], scratch: Scratch) -> Result<Prepared> {
-    let attachments = attach::gather(job.env, &job.vm, &mut job.warnings).await?;
+    let mut warnings = Vec::new();
     if chosen.is_empty() {
+        let attachments = attach::gather(job.env, &job.vm, &mut warnings).await?;
+        job.warnings.extend(warnings);
         return Ok(Prepared { attachments, tracked: None });
     }
-    let facts = facts(job, chosen).await?;
+    // Each is a few questions to the hypervisor or the repository, and none needs the answers of another.
+    let (attachments, facts, known, writer) = futures::try_join!(
+        attach::gather(job.env, &job.vm, &mut warnings),
+        facts(job, chosen),
+        job.env.hypervisor.checkpoints(job.vm.uuid).map_err(Error::hyper("list checkpoints")),
+        job.writer(),
+    )?;
+    job.warnings.extend(warnings);
     let ours = job.checkpoint_prefix();
     let mut decisions = disks::decide(&facts, &job.history, &ours, job.options.full);
     let elsewhere = disks::kept_elsewhere(&job.history, &job.vm.disks, &facts);
-    repair(job, &facts, &elsewhere, &mut decisions).await?;
+    repair(job, known, &facts, &elsewhere, &mut decisions).await?;
 
     let owner = attachments
         .iter()
@@ -110,8 +125,7 @@ async fn prepare(job: &mut Job<'_>, chosen: &[Disk], scratch: Scratch) -> Result
         .and_then(|item| attach::qemu_owner(&String::from_utf8_lossy(&item.bytes)));
     let total = facts.iter().map(|disk| disk.size_bytes).sum();
     scratch.create(owner, job.options.scratch_reserve, total)?;
-    let (images, writer) = futures::join!(scratch.make_images(owner, &facts), job.writer());
-    let writer = images.and(writer).inspect_err(|_| {
+    scratch.make_images(owner, &facts).inspect_err(|_| {
         // Nothing uses it yet; what cannot be removed now, the next run removes.
         let _ = scratch.remove();
     })?;
@@ -148,17 +162,15 @@ async fn definition_only(
 async fn facts(job: &Job<'_>, chosen: &[Disk]) -> Result<Vec<DiskFacts>> {
     let hypervisor = &job.env.hypervisor;
     let context = || format!("read the disks of {}", job.vm.name);
-    let stats = hypervisor.stats().await.map_err(Error::hyper(context()))?;
-    let stats = stats.into_iter().find(|domain| domain.uuid == job.vm.uuid);
-    let bitmaps = hypervisor.bitmaps(job.vm.uuid).await.map_err(Error::hyper(context()))?;
+    let (sizes, bitmaps) = futures::try_join!(hypervisor.disk_sizes(job.vm.uuid), hypervisor.bitmaps(job.vm.uuid))
+        .map_err(Error::hyper(context()))?;
     chosen
         .iter()
         .map(|disk| {
-            let size_bytes = stats
+            let size_bytes = sizes
                 .iter()
-                .flat_map(|domain| &domain.disks)
-                .find(|stat| stat.target == disk.target)
-                .map(|stat| stat.capacity_bytes)
+                .find(|(target, _)| target == &disk.target)
+                .map(|(_, bytes)| *bytes)
                 .ok_or_else(|| Error::SourceGone(format!("{} is not running any more", job.vm.name)))?;
             let untrackable =
                 (disk.format != "qcow2").then(|| format!("{} images hold no persistent bitmap", disk.format));
@@ -195,8 +207,13 @@ async fn cut_and_copy(
     let quiesced = quiesce::freeze(job.env, job.vm.uuid, &name, agent, job.options).await?;
     let begun = begin(job, session, &mut decisions, id).await;
     let taken = Timestamp::now();
-    let (quiesce, doubt) = quiesced.thaw().await;
-    begun?;
+    // The cut is made: it can be opened while the guest thaws.
+    let opened = async {
+        begun?;
+        open_all(job, session, chosen, facts, decisions).await
+    };
+    let ((quiesce, doubt), opened) = futures::join!(quiesced.thaw(), opened);
+    let sources = opened?;
     if let Some(doubt) = doubt {
         job.warn(doubt);
     }
@@ -206,11 +223,6 @@ async fn cut_and_copy(
 
     job.phase(Phase::Copying);
     let flow = Flow::new(job.options.bandwidth.map(|rate| rate.get()), job.observer, &name, job.cancel);
-    let socket = session.scratch.socket();
-    let mut sources = Vec::new();
-    for ((disk, facts), decision) in chosen.iter().zip(facts).zip(decisions) {
-        sources.push(open(job, disk, facts, decision, session.checkpoint.as_ref(), &socket).await?);
-    }
     let copied = tokio::select! {
         records = disks::store(writer, sources, job.options.sample_regions, &flow) => records,
         error = watch::watch(job, &session.scratch, events) => Err(error),
@@ -312,6 +324,20 @@ fn backup_spec(scratch: &Scratch, decisions: &[DiskDecision]) -> BackupSpec {
             .collect(),
         scratch_is_there: true,
     }
+}
+
+async fn open_all(
+    job: &Job<'_>,
+    session: &Session,
+    chosen: &[Disk],
+    facts: &[DiskFacts],
+    decisions: Vec<DiskDecision>,
+) -> Result<Vec<(DiskJob, Source)>> {
+    let socket = session.scratch.socket();
+    let disks = chosen.iter().zip(facts).zip(decisions);
+    let opened =
+        disks.map(|((disk, facts), decision)| open(job, disk, facts, decision, session.checkpoint.as_ref(), &socket));
+    try_join_all(opened).await
 }
 
 async fn open(

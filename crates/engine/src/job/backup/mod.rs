@@ -24,6 +24,7 @@ mod watch;
 
 use std::{path::PathBuf, time::Duration};
 
+use futures::TryFutureExt;
 use jiff::Timestamp;
 use virtward_hypervisor::HostInfo;
 use virtward_model::{
@@ -128,9 +129,9 @@ pub async fn backup_vm(
     let started = Timestamp::now();
     let found = env.hypervisor.lookup(vm).await.map_err(Error::hyper(format!("back up {vm}")))?;
     let _lock = VmLock::take(&env.dirs.runtime, found.uuid, &found.name, "backup")?;
-    let host = env.hypervisor.host().await.map_err(Error::hyper("ask the host who it is"))?;
     observer.event(&found.name, Event::Phase(Phase::Preparing));
-    let history = history(repo, &found).await?;
+    let host = env.hypervisor.host().map_err(Error::hyper("ask the host who it is"));
+    let (host, history) = futures::try_join!(host, history(repo, &found))?;
     let mut job = Job { env, repo, vm: found, host, options, observer, cancel, started, history, warnings: Vec::new() };
     let outcome = attempt(&mut job).await;
     // A guest that shut itself down, or was started, in the middle is backed up the other way: once.

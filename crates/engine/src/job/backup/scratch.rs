@@ -4,16 +4,16 @@
 //! Both directories are named after the VM, so the next run of the same VM finds and removes what a killed run left.
 
 use std::{
-    os::unix::fs::{DirBuilderExt, chown},
+    fs::File,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown},
     path::{Path, PathBuf},
 };
 
-use futures::future::try_join_all;
 use uuid::Uuid;
 use virtward_decide::tracking::DiskFacts;
 use virtward_model::Bytes;
 
-use crate::{Env, Error, Result, tool};
+use crate::{Env, Error, Result, image::qcow2::Qcow2Writer};
 
 /// Linux's limit for the path of a Unix socket.
 const SOCKET_PATH_MAX: usize = 107;
@@ -72,18 +72,19 @@ impl Scratch {
     }
 
     /// Makes the empty images, which QEMU would otherwise make while the guest is frozen.
-    pub(super) async fn make_images(&self, owner: Option<(u32, u32)>, disks: &[DiskFacts]) -> Result<()> {
-        try_join_all(disks.iter().map(async |disk| {
+    pub(super) fn make_images(&self, owner: Option<(u32, u32)>, disks: &[DiskFacts]) -> Result<()> {
+        for disk in disks {
             let path = self.image(&disk.target);
-            tool::image_create(&path, "qcow2", None, disk.size_bytes).await?;
-            match owner {
-                Some((user, group)) => chown(&path, Some(user), Some(group))
-                    .map_err(Error::io(format!("give {} to QEMU's user", path.display()))),
-                None => Ok(()),
-            }
-        }))
-        .await
-        .map(drop)
+            File::options()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+                .and_then(|file| Qcow2Writer::empty(file, disk.size_bytes))
+                .and_then(|()| owner.map_or(Ok(()), |(user, group)| chown(&path, Some(user), Some(group))))
+                .map_err(Error::io(format!("make scratch image {}", path.display())))?;
+        }
+        Ok(())
     }
 
     pub(super) fn socket(&self) -> PathBuf {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use virtward_decide::tracking::{CheckpointFact, DiskDecision, DiskFacts, Repair, repairs};
-use virtward_hypervisor::{CheckpointSpec, ErrorKind};
+use virtward_hypervisor::{CheckpointInfo, CheckpointSpec, ErrorKind};
 use virtward_model::TrackingState;
 
 use super::{Job, quiesce, scratch::Scratch, watch::HYPERVISOR_AWAY_MAX};
@@ -67,13 +67,13 @@ async fn job_is_over(job: &Job<'_>, limit: Duration) -> bool {
 /// Puts checkpoints and bitmaps right. A repair that fails costs tracking, never the backup.
 pub(super) async fn repair(
     job: &Job<'_>,
+    known: Vec<CheckpointInfo>,
     facts: &[DiskFacts],
     elsewhere: &[String],
     decisions: &mut [DiskDecision],
 ) -> Result<()> {
     let hypervisor = job.env.hypervisor.clone();
     let uuid = job.vm.uuid;
-    let known = hypervisor.checkpoints(uuid).await.map_err(Error::hyper("list checkpoints"))?;
     let known: Vec<CheckpointFact> = known
         .into_iter()
         .map(|info| CheckpointFact {

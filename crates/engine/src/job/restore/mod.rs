@@ -105,6 +105,11 @@ pub struct RestoreDiskOptions {
     pub threads: usize,
 }
 
+/// See [`crate::fuzz`].
+pub(crate) fn any_definition(xml: &str) {
+    self::xml::any(xml);
+}
+
 /// Restores a whole VM: disks first, definition last, so that a failure leaves no half VM.
 pub async fn restore_vm(
     env: &Env,

@@ -166,7 +166,9 @@ async fn define(
         nvram,
         exists: &|path| Path::new(path).exists(),
     };
+    let lacks = attach::TpmState::of(xml).and_then(|tpm| tpm.lacks);
     let (xml, mut warnings) = rewrite(xml, &change)?;
+    warnings.extend(lacks);
     if let Err(error) = tpm(plan.uuid, attachments, placed) {
         warnings.push(format!("the TPM state was not restored: {error}"));
     }

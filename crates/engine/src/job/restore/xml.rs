@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use uuid::Uuid;
+use virtward_model::xml::is_shallow;
 use xmltree::{Element, XMLNode};
 
 use crate::{Error, Result};
@@ -35,6 +36,9 @@ pub(super) fn rewrite(xml: &str, change: &Rewrite<'_>) -> Result<(String, Vec<St
              virtward restore disk"
         ))
     };
+    if !is_shallow(xml) {
+        return Err(broken(&"its elements are nested too deeply"));
+    }
     let mut domain = Element::parse(xml.as_bytes()).map_err(|error| broken(&error))?;
     if domain.name != "domain" {
         return Err(broken(&"it is no domain"));
@@ -56,6 +60,10 @@ pub(super) fn rewrite(xml: &str, change: &Rewrite<'_>) -> Result<(String, Vec<St
     }
     let devices = domain.get_mut_child("devices").ok_or_else(|| broken(&"it has no devices"))?;
     disks(devices, change, &mut warnings);
+    for backend in children(devices, "tpm").flat_map(|tpm| children(tpm, "backend")) {
+        // Its state is put where libvirt looks unless told otherwise, apart from that of every other VM.
+        backend.take_child("source");
+    }
     if change.copy {
         interfaces(devices, change.uuid);
         for channel in children(devices, "channel") {
@@ -69,6 +77,18 @@ pub(super) fn rewrite(xml: &str, change: &Rewrite<'_>) -> Result<(String, Vec<St
     let config = xmltree::EmitterConfig::new().perform_indent(true).write_document_declaration(false);
     domain.write_with_config(&mut out, config).map_err(|error| broken(&error))?;
     Ok((String::from_utf8_lossy(&out).into_owned(), warnings))
+}
+
+/// Rewrites a definition, whatever it is, in place and as a copy; for fuzzing.
+pub(super) fn any(xml: &str) {
+    for copy in [false, true] {
+        let disks = [PlacedDisk { target: "vda".into(), path: "/a&b".into(), format: "qcow2".into() }];
+        let nvram = Some("/n".to_owned());
+        let change = Rewrite { name: "a<b", uuid: Uuid::nil(), copy, disks: &disks, nvram, exists: &|_| true };
+        if let Ok((written, _)) = rewrite(xml, &change) {
+            assert!(Element::parse(written.as_bytes()).is_ok_and(|domain| domain.name == "domain"), "{written}");
+        }
+    }
 }
 
 fn children<'a>(parent: &'a mut Element, name: &'a str) -> impl Iterator<Item = &'a mut Element> {

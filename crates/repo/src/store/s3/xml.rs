@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use roxmltree::{Document, Node};
+use virtward_model::xml::is_shallow;
 
 /// A document that is not what the protocol says.
 #[derive(Debug)]
@@ -13,7 +14,8 @@ fn root<'a>(document: &'a Document<'_>, name: &str) -> Result<Node<'a, 'a>, Malf
 }
 
 fn parse(bytes: &[u8]) -> Result<Document<'_>, Malformed> {
-    Document::parse(std::str::from_utf8(bytes).map_err(|_| Malformed)?).map_err(|_| Malformed)
+    let text = std::str::from_utf8(bytes).ok().filter(|text| is_shallow(text)).ok_or(Malformed)?;
+    Document::parse(text).map_err(|_| Malformed)
 }
 
 fn children<'a>(node: Node<'a, 'a>, name: &'static str) -> impl Iterator<Item = Node<'a, 'a>> {
@@ -137,6 +139,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn an_answer_of_nothing_but_opening_tags_is_malformed() {
+        let bytes = "<ListBucketResult>".repeat(200_000);
+        assert!(list(bytes.as_bytes()).is_err() && failure(bytes.as_bytes()).is_none());
+    }
 
     #[test]
     fn listings_have_pages_and_odd_keys() {

@@ -29,6 +29,10 @@ pub enum Sabotage {
     EndsNotPut,
     /// Collectors do not see what is in the trash.
     TrashUnseen,
+    /// Collectors believe a clock that is four days ahead, and not the one that stamps objects.
+    ClockTrusted,
+    /// Collectors grant what was deleted no time.
+    NoGrace,
     /// Packs are acknowledged before they are durable; those of a killed actor are lost.
     AcknowledgedEarly,
     /// The same, for copies only.
@@ -188,7 +192,8 @@ impl Store for Stage {
     }
     fn now(&self) -> Result<Timestamp> {
         self.step()?;
-        self.store.now()
+        let ahead = self.sabotage == Sabotage::ClockTrusted && self.role == Role::Collector;
+        Ok(self.store.now()? + if ahead { Duration::from_secs(4 * 86_400) } else { Duration::ZERO })
     }
     fn delete(&self, name: &str) -> Result<bool> {
         self.step()?;

@@ -1,0 +1,14 @@
+//! The `virtward` binary from outside, as a user drives it, without a hypervisor.
+
+mod common;
+mod disasters;
+mod gc;
+mod general;
+mod image;
+mod index;
+mod mirror;
+mod repo;
+mod retention;
+mod s3;
+mod serve;
+mod terminal;

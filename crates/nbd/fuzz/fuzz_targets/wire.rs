@@ -1,4 +1,0 @@
-//! Arbitrary bytes as what a server says, in the handshake and in all framings of the transmission phase.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| virtward_nbd::fuzz::wire(data));

@@ -1,0 +1,286 @@
+//! Keeps everything in memory in step with the state store: one watch over all records, in the order in which they were
+//! written, so that whoever sees that a job has ended sees what it left as well.
+//!
+//! When the store does not answer, what is known stays, and the daemon says that it may be old. What happened meanwhile
+//! comes when the store is back, or, if the store does not remember it any more, by reading everything anew.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use virtward_api::Severity;
+use virtward_cluster::{Change, Revision};
+use virtward_engine::Cancel;
+
+use super::nodes::NodeRecord;
+use crate::{
+    daemon::Daemon,
+    events::Note,
+    failures::Result,
+    jobs::record::Record,
+    table::{Changed, RowKey, Table},
+};
+
+/// Between two tries when the store does not answer.
+const RETRY: Duration = Duration::from_millis(500);
+/// How often it is asked whether it answers while nothing changes.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+
+/// Everything that is followed.
+pub const PREFIX: &str = "/v1/";
+
+/// Follows until cancelled.
+pub async fn run(daemon: Arc<Daemon>, cancel: Cancel) {
+    while !cancel.is_cancelled() {
+        tokio::select! {
+            outcome = session(&daemon) => {
+                if let Err(problem) = outcome {
+                    contact(&daemon, Some(problem.detail));
+                }
+            }
+            () = cancel.cancelled() => return,
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            () = cancel.cancelled() => return,
+        }
+    }
+}
+
+/// Reads everything, then follows as long as the store remembers.
+async fn session(daemon: &Arc<Daemon>) -> Result<()> {
+    let from = everything(daemon).await?;
+    contact(daemon, None);
+    let mut watch = daemon.kv.watch(PREFIX, from.next());
+    daemon.follow_to(from);
+    loop {
+        match tokio::time::timeout(ASK_EVERY, watch.next()).await {
+            Ok(Ok(changes)) => {
+                contact(daemon, None);
+                for change in &changes.changes {
+                    apply(daemon, change, changes.revision);
+                }
+                daemon.follow_to(changes.revision);
+            }
+            Ok(Err(error)) if error.is_retryable() => {
+                contact(daemon, Some(error.to_string()));
+                tokio::time::sleep(RETRY).await;
+            }
+            // Too far behind: everything is read anew.
+            Ok(Err(error)) => {
+                tracing::info!(%error, "the state is read anew");
+                return Ok(());
+            }
+            // Nothing happens, or nobody answers: a watch alone cannot tell.
+            Err(_) => match daemon.kv.store().get(b"/v1/leader").await {
+                Ok(_) => contact(daemon, None),
+                Err(error) => contact(daemon, Some(error.to_string())),
+            },
+        }
+    }
+}
+
+/// Reads all tables anew; the oldest revision that one of them is from.
+async fn everything(daemon: &Arc<Daemon>) -> Result<Revision> {
+    // Nodes first: what counts of the rest depends on them.
+    let mut from = None;
+    let kv = &daemon.kv;
+    macro_rules! read {
+        ($table:expr, $news:expr) => {
+            let listing = kv.listing($table.prefix()).await?;
+            from.get_or_insert(listing.revision);
+            let news = $news;
+            $table.reset(&listing).into_iter().for_each(|changed| news(daemon, changed));
+        };
+    }
+    read!(daemon.nodes.records, node);
+    read!(daemon.nodes.beats, beat);
+    read!(daemon.policies.table, policy);
+    read!(daemon.access.table, |_: &Arc<Daemon>, _| {});
+    read!(daemon.vms.table, |_: &Arc<Daemon>, _| {});
+    read!(daemon.repositories.table, repository);
+    read!(daemon.registry.hosts, host);
+    read!(daemon.registry.vms, vm);
+    read!(daemon.claims.table, claim);
+    read!(daemon.jobs.cancels, cancel_asked);
+    read!(daemon.jobs.remote, progress);
+    read!(daemon.jobs.past, |_: &Arc<Daemon>, _| {});
+    read!(daemon.jobs.table, job);
+    settled(daemon);
+    Ok(from.unwrap_or_default())
+}
+
+fn apply(daemon: &Arc<Daemon>, change: &Change, at: Revision) {
+    let (key, value) = match change {
+        Change::Put(entry) => (&entry.key, Some(&entry.value[..])),
+        Change::Delete { key } => (key, None),
+    };
+    fn to<K: RowKey, V: serde::de::DeserializeOwned>(
+        table: &Table<K, V>,
+        (key, at, value): (&[u8], Revision, Option<&[u8]>),
+        news: impl FnOnce(Changed<K, V>),
+    ) -> bool {
+        let is_its = key.starts_with(table.prefix().as_bytes());
+        if is_its && let Some(changed) = table.follow(key, at, value) {
+            news(changed);
+        }
+        is_its
+    }
+    let it = (&key[..], at, value);
+    let is_known = to(&daemon.jobs.table, it, |changed| job(daemon, changed))
+        || to(&daemon.jobs.past, it, |_| {})
+        || to(&daemon.registry.vms, it, |changed| vm(daemon, changed))
+        || to(&daemon.registry.hosts, it, |changed| host(daemon, changed))
+        || to(&daemon.jobs.remote, it, |changed| progress(daemon, changed))
+        || to(&daemon.claims.table, it, |changed| claim(daemon, changed))
+        || to(&daemon.vms.table, it, |_| {})
+        || to(&daemon.policies.table, it, |changed| policy(daemon, changed))
+        || to(&daemon.access.table, it, |_| {})
+        || to(&daemon.repositories.table, it, |changed| repository(daemon, changed))
+        || to(&daemon.nodes.records, it, |changed| node(daemon, changed))
+        || to(&daemon.nodes.beats, it, |changed| beat(daemon, changed))
+        || to(&daemon.jobs.cancels, it, |changed| cancel_asked(daemon, changed));
+    if is_known {
+        settled(daemon);
+    }
+}
+
+/// Something changed that a plan or a waiting job may depend on.
+fn settled(daemon: &Daemon) {
+    daemon.schedule.notify_one();
+}
+
+fn contact(daemon: &Daemon, lost: Option<String>) {
+    if !daemon.nodes.contact(lost.clone()) {
+        return;
+    }
+    daemon.registry.touch();
+    let note = match lost {
+        None => Note::new(Severity::Info, "state-store", "the cluster's state store answers again"),
+        Some(why) => {
+            let text = format!("the state store does not answer; what runs goes on, nothing new starts: {why}");
+            Note::new(Severity::Error, "state-store", text)
+        }
+    };
+    tracing::warn!("{}", note.message);
+    daemon.events.add(note);
+}
+
+fn job(daemon: &Arc<Daemon>, changed: Changed<uuid::Uuid, Record>) {
+    if let Changed::Put(_, record) = changed {
+        daemon.jobs.news(&record);
+        if record.job.state.is_final() && record.node != daemon.nodes.me.name {
+            daemon.repositories.is_stale(&record);
+        }
+    }
+}
+
+fn cancel_asked(daemon: &Arc<Daemon>, changed: Changed<uuid::Uuid, crate::jobs::record::CancelAsked>) {
+    if let Changed::Put(id, asked) = changed {
+        daemon.jobs.cancel_asked(id, &asked);
+    }
+}
+
+fn progress(daemon: &Arc<Daemon>, changed: Changed<String, crate::jobs::record::Running>) {
+    if let Changed::Put(node, running) = changed
+        && node != daemon.nodes.me.name
+    {
+        daemon.jobs.told_of(&running);
+    }
+}
+
+fn claim(daemon: &Arc<Daemon>, changed: Changed<uuid::Uuid, super::claims::Held>) {
+    match changed {
+        Changed::Put(vm, _) | Changed::Deleted(vm) => daemon.claims.told(vm),
+    }
+    daemon.jobs.wake.notify_one();
+}
+
+fn policy(daemon: &Arc<Daemon>, changed: Changed<String, crate::policies::Stored>) {
+    let (Changed::Put(name, _) | Changed::Deleted(name)) = changed;
+    daemon.policies.news(&name);
+    let revision = daemon.policies.table.get(&name).map(|stored| stored.revision);
+    daemon.hub.send("policies", "policy", &serde_json::json!({ "name": name, "revision": revision }));
+}
+
+fn repository(daemon: &Arc<Daemon>, changed: Changed<String, crate::repositories::Kept>) {
+    if let Changed::Put(name, kept) = changed {
+        daemon.repositories.news(&name, &kept);
+    }
+}
+
+fn host(daemon: &Arc<Daemon>, changed: Changed<String, super::fleet::HostRecord>) {
+    daemon.registry.touch();
+    if let Changed::Put(node, record) = changed
+        && node != daemon.nodes.me.name
+    {
+        let (state, reason) = daemon.registry.state_of(&node, &record);
+        let host = virtward_api::Host { state, reason, is_local: false, ..record.host.clone() };
+        daemon.hub.send("inventory", "host", &host);
+    }
+}
+
+fn vm(daemon: &Arc<Daemon>, changed: Changed<(String, uuid::Uuid), super::fleet::VmRecord>) {
+    let (Changed::Put((node, uuid), _) | Changed::Deleted((node, uuid))) = changed;
+    if node != daemon.nodes.me.name {
+        daemon.registry.touch();
+        daemon.registry.is_changed(uuid);
+    }
+}
+
+fn node(daemon: &Arc<Daemon>, changed: Changed<String, NodeRecord>) {
+    daemon.registry.touch();
+    let me = &daemon.nodes.me;
+    let (name, record) = match changed {
+        Changed::Put(name, record) => (name, Some(record)),
+        Changed::Deleted(name) => (name, None),
+    };
+    if name != me.name {
+        return;
+    }
+    let is_out = record.as_ref().is_none_or(|record| record.boot.is_some_and(|boot| boot != me.boot));
+    if !daemon.nodes.removed(is_out) {
+        return;
+    }
+    if !is_out {
+        daemon.nodes.wake.notify_one();
+        return;
+    }
+    let why = match record {
+        None => format!("{} was removed from the cluster: it starts nothing any more; stop its daemon", me.name),
+        Some(_) => {
+            format!("another daemon calls itself {}: this one starts nothing any more; stop one of them", me.name)
+        }
+    };
+    tracing::error!("{why}");
+    daemon.events.add(Note::new(Severity::Error, "node-removed", why));
+}
+
+fn beat(daemon: &Arc<Daemon>, changed: Changed<String, super::nodes::Beat>) {
+    daemon.registry.touch();
+    let (name, is_there) = match changed {
+        Changed::Put(name, _) => (name, true),
+        Changed::Deleted(name) => (name, false),
+    };
+    if name == daemon.nodes.me.name {
+        if !is_there {
+            daemon.nodes.wake.notify_one();
+        }
+        return;
+    }
+    let Some(record) = daemon.registry.hosts.get(&name) else { return };
+    let (state, reason) = daemon.registry.state_of(&name, &record);
+    let host = virtward_api::Host { state, reason, is_local: false, ..record.host.clone() };
+    daemon.hub.send("inventory", "host", &host);
+    // Everybody sees it; the leader alone makes an event of it.
+    if daemon.leader.is_leader() {
+        let stopped = daemon.nodes.records.get(&name).and_then(|record| record.stopped);
+        let (severity, what) = match (is_there, stopped) {
+            (true, _) => (Severity::Info, "answers"),
+            (false, Some(_)) => (Severity::Info, "was stopped"),
+            (false, None) => (Severity::Error, "does not answer; whether its host is up is not known"),
+        };
+        let mut note = Note::new(severity, "node", format!("the daemon of {name} {what} ({:.0})", Timestamp::now()));
+        note.host = Some(host.name);
+        daemon.events.add(note);
+    }
+}

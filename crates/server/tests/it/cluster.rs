@@ -1,0 +1,196 @@
+//! Two daemons over one state.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use virtward_api::{Code, JoinTokenMade, Role};
+use virtward_server::admin;
+
+use crate::common::{Daemon, Place};
+
+async fn host(daemon: &Daemon, name: &str) -> Value {
+    daemon.get(&format!("/api/v1/hosts/{name}")).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_daemon_shows_all_and_takes_requests_for_all() {
+    let (one, two) = Place::two().await;
+    one.vm("web1", &[], 1).await;
+    let web2 = two.vm("web2", &["gold"], 24).await;
+    let (one, two) = (one.start().await, two.start().await);
+    for daemon in [&one, &two] {
+        daemon.wait("all VMs", async || daemon.get("/api/v1/vms").await["total"] == 2).await;
+        let overview = daemon.get("/api/v1/overview").await;
+        assert_eq!((&overview["hosts"]["up"], &overview["vms"]["total"]), (&json!(2), &json!(2)));
+    }
+    let vm = one.get("/api/v1/vms/web2").await;
+    assert_eq!((&vm["host"], &vm["tags"], &vm["is_stale"]), (&json!("h2"), &json!(["gold"]), &json!(false)));
+
+    // Asked of one, done by the other, watched and read from where it was asked.
+    let job = one.post("/api/v1/jobs/backup", json!({ "vm": "web2" })).await;
+    assert_eq!(job["host"], "h2");
+    let id = job["id"].as_str().unwrap();
+    let job = one.ended(id).await;
+    assert_eq!(job["state"], "succeeded", "{job}");
+    let log = one.get(&format!("/api/v1/jobs/{id}/log")).await;
+    assert_eq!(log.as_array().unwrap().last().unwrap()["message"], "done");
+    one.wait("the other's restore point", async || one.get("/api/v1/points").await["total"] == 1).await;
+
+    // Progress is seen from afar, and cancelling reaches where it runs.
+    let slow = json!({ "vm": "web2", "full": true, "bandwidth_bytes_s": 1 << 20 });
+    let job = one.post("/api/v1/jobs/backup", slow).await;
+    let id = job["id"].as_str().unwrap();
+    one.running(id).await;
+    one.post(&format!("/api/v1/jobs/{id}/cancel"), json!({})).await;
+    assert_eq!(one.ended(id).await["state"], "cancelled");
+    assert_eq!(two.ended(id).await["state"], "cancelled");
+
+    // What is changed at one holds at the other.
+    let policy = json!({"policy": {"name": "gold", "repository": "default", "select": {"any": ["tag:gold"]},
+        "schedule": {"cron": "0 3 * * *", "time-zone": "UTC"}, "retention": {"keep-last": 3}}});
+    let made: Result<Value, _> = one.client.put("/api/v1/policies/gold", &policy, None).await;
+    made.unwrap();
+    two.wait("the policy", async || {
+        let vm = two.get("/api/v1/vms/web2").await;
+        vm["policies"] == json!(["gold"])
+    })
+    .await;
+    let token = one.token("t", Role::Viewer, &[]).await;
+    let far = two.https(Some(token));
+    two.wait("the token", async || far.get::<Value>("/api/v1/whoami").await.is_ok()).await;
+    one.client.delete("/api/v1/tokens/t").await.unwrap();
+    two.wait("its end", async || far.get::<Value>("/api/v1/whoami").await.is_err()).await;
+
+    // A restore is done where it is wanted.
+    let restore = json!({"point": "web2@latest", "name": "copy", "host": "h1",
+        "disk_dir": one.place.path("disks").display().to_string()});
+    std::fs::create_dir(one.place.path("disks")).unwrap();
+    let job = two.post("/api/v1/jobs/restore", restore).await;
+    let job = two.ended(job["id"].as_str().unwrap()).await;
+    assert_eq!((&job["state"], &job["host"]), (&json!("succeeded"), &json!("h1")), "{job}");
+    two.wait("the copy", async || two.get("/api/v1/vms").await["total"] == 3).await;
+    let nowhere = json!({"point": "web2@latest", "name": "x", "host": "h9"});
+    two.fails("POST", "/api/v1/jobs/restore", Some(nowhere), Code::NotFound).await;
+    assert_eq!(two.get("/api/v1/vms/copy").await["host"], "h1");
+    let _ = web2;
+    one.end().await;
+    two.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_vanishes_is_unknown_and_finds_its_job_interrupted() {
+    let (one, two) = Place::two().await;
+    one.vm("web1", &[], 1).await;
+    two.vm("web2", &[], 24).await;
+    let (one, two) = (one.start().await, two.start().await);
+    one.wait("all VMs", async || one.get("/api/v1/vms").await["total"] == 2).await;
+    let slow = json!({ "vm": "web2", "full": true, "bandwidth_bytes_s": 1 << 20 });
+    let job = one.post("/api/v1/jobs/backup", slow).await;
+    let id = job["id"].as_str().unwrap().to_owned();
+    one.running(&id).await;
+    let place = two.kill().await;
+    one.wait("its silence to be seen", async || host(&one, "h2").await["state"] == "unknown").await;
+    assert!(host(&one, "h2").await["reason"].as_str().unwrap().contains("does not answer"));
+    let vm = one.get("/api/v1/vms/web2").await;
+    assert_eq!((&vm["is_stale"], &vm["host"]), (&json!(true), &json!("h2")));
+    let path = format!("/api/v1/jobs/{id}");
+    assert_eq!(one.get(&path).await["state"], "running", "nobody knows better");
+    // Its own goes on.
+    one.backup("web1").await;
+
+    let two = place.start().await;
+    one.wait("its return", async || host(&one, "h2").await["state"] == "up").await;
+    one.wait("the job's end", async || one.get(&path).await["state"] == "interrupted").await;
+    one.wait("another try", async || {
+        let jobs = one.get("/api/v1/jobs?vm=web2").await;
+        jobs["items"][0]["origin"]["after"] == json!(id)
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    two.end().await;
+    one.wait("its stop to be told", async || {
+        host(&one, "h2").await["reason"].as_str().is_some_and(|reason| reason.contains("was stopped"))
+    })
+    .await;
+    one.end().await;
+}
+
+async fn join_token(daemon: &Daemon) -> JoinTokenMade {
+    daemon.client.post("/api/v1/cluster/tokens", &json!({}), None).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_joins_by_a_token_backs_up_into_anothers_directory_and_is_removed() {
+    let place = Place::new().with_peers();
+    let config = place.config();
+    let cluster = config.cluster.clone().unwrap();
+    admin::found(&*place.store, &config, &cluster, "test").await.unwrap();
+    assert!(admin::found(&*place.store, &config, &cluster, "again").await.is_err(), "one authority per cluster");
+    place.vm("web1", &[], 1).await;
+    let second = Place::beside(&place, "h2", Some("node://h1/default"));
+    let one = place.start().await;
+    let status = one.get("/api/v1/cluster").await;
+    assert_eq!((&status["node"], &status["is_cluster"]), (&json!("h1"), &json!(true)), "{status}");
+    one.wait("a leader", async || one.get("/api/v1/cluster").await["leader"]["node"] == "h1").await;
+
+    // Joining: with the right token, once, and with no other.
+    let own = second.config().cluster.unwrap();
+    let made = join_token(&one).await;
+    let other = Place::new().with_peers();
+    let refused = |token: String, at: String, name: &'static str, own: virtward_server::config::ClusterConfig| async move {
+        admin::join(&token, &at, name, &own).await.unwrap_err().detail
+    };
+    let wrong = Place::new().with_peers().config().cluster.unwrap();
+    let forged = made.token.replace("vwj1.", "vwj1.AAAA");
+    assert!(refused(forged[..made.token.len()].to_owned(), made.address.clone(), "h3", wrong.clone()).await.len() > 10);
+    assert!(refused(made.token.clone(), made.address.clone(), "h 3", wrong.clone()).await.contains("name of a node"));
+    assert!(refused(made.token.clone(), made.address.clone(), "h1", wrong.clone()).await.contains("already"));
+    admin::join(&made.token, &made.address, "h2", &own).await.unwrap();
+    assert!(refused(made.token.clone(), made.address.clone(), "h3", wrong.clone()).await.contains("used by h2"));
+    drop(other);
+
+    // A directory on one node serves the other, which puts and reads, and leaves removal to its owner.
+    second.vm("web2", &[], 8).await;
+    let two = second.start().await;
+    two.wait("the other", async || two.get("/api/v1/cluster").await["nodes"][0]["is_there"] == true).await;
+    let policy = json!({"policy": {"name": "p", "repository": "default", "select": {"any": ["name:web2"]},
+        "schedule": {"cron": "* * * * *", "time-zone": "UTC"}, "retention": {"keep-last": 1}}});
+    two.backup("web2").await;
+    one.wait("the restore point", async || one.get("/api/v1/points").await["total"] == 1).await;
+    let job = two.post("/api/v1/jobs/verify", json!({})).await;
+    assert_eq!(two.ended(job["id"].as_str().unwrap()).await["state"], "succeeded");
+    let made: Result<Value, _> = one.client.put("/api/v1/policies/p", &policy, None).await;
+    made.unwrap();
+    let restore = json!({"point": "web2@latest", "name": "copy", "dry_run": true,
+        "disk_dir": two.place.path("disks").display().to_string()});
+    std::fs::create_dir(two.place.path("disks")).unwrap();
+    let plan = one.post("/api/v1/jobs/restore", restore).await;
+    assert_eq!(plan["host"], "h2", "only that host can tell: {plan}");
+
+    // Removed: it starts nothing, and nobody answers it.
+    one.fails("DELETE", "/api/v1/cluster/nodes/h9", None, Code::NotFound).await;
+    one.client.delete("/api/v1/cluster/nodes/h2").await.unwrap();
+    two.wait("its removal", async || {
+        let warnings = two.get("/api/v1/cluster").await["warnings"].to_string();
+        warnings.contains("not a member")
+    })
+    .await;
+    let job = two.post("/api/v1/jobs/backup", json!({ "vm": "web2" })).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(two.get(&format!("/api/v1/jobs/{}", job["id"].as_str().unwrap())).await["state"], "queued");
+    assert_eq!(one.get("/api/v1/hosts").await["total"], 1);
+    let place = two.end().await;
+    let again = place.config();
+    let wiring = virtward_server::wire_up::Wiring {
+        connector: std::sync::Arc::new(crate::common::SimConnector {
+            host: place.sim.clone(),
+            reach: place.reach.clone(),
+        }),
+        store: place.store.clone(),
+    };
+    let (sender, _ready) = tokio::sync::oneshot::channel();
+    let reload: virtward_server::Reload = std::sync::Arc::new(|| Err("no".into()));
+    let started = virtward_server::run(again, wiring, reload, virtward_engine::Cancel::default(), sender).await;
+    assert!(started.unwrap_err().detail.contains("no node of this cluster"));
+    one.end().await;
+}
