@@ -25,6 +25,8 @@ pub struct Search<'p> {
     rng: Rng,
     best: Best,
     scale: (f64, f64),
+    /// Of each unit beyond capacity, to its weight.
+    price: f64,
     /// Steps taken in the present cycle, and how many it has.
     step: u64,
     cycle: u64,
@@ -41,7 +43,7 @@ impl<'p> Search<'p> {
         let mut rng = Rng::new(seed);
         let scale = anneal::scale(&state, &mut rng);
         let best = Best { machines: state.machines().to_vec(), cost: state.cost() };
-        Self { state, rng, best, scale, step: 0, cycle: FIRST_CYCLE, number: 0 }
+        Self { state, rng, best, scale, price: 1.0, step: 0, cycle: FIRST_CYCLE, number: 0 }
     }
 
     /// The best so far.
@@ -66,16 +68,23 @@ impl<'p> Search<'p> {
     pub fn step(&mut self) {
         let (high, low) = self.scale;
         // Later cycles start cooler: they begin with something good.
-        let start = high * 100.0 * 0.7f64.powi(self.number.min(6) as i32);
-        let end = low * 0.05;
+        let env = |n: &str, d: f64| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
+        let start = high * env("TS", 10.0) * env("TC", 0.7f64).powi(self.number.min(6) as i32);
+        let end = low * env("TE", 0.05);
         let part = self.step as f64 / self.cycle as f64;
         let temperature = start * (end / start).powf(part);
         let mut cost = self.best.cost;
         let best = &mut self.best;
-        anneal::anneal(&mut self.state, &mut self.rng, temperature, STEP, &mut cost, &mut |state| {
+        let heat = anneal::Heat { temperature, price: self.price };
+        let feasible = anneal::anneal(&mut self.state, &mut self.rng, &heat, STEP, &mut cost, &mut |state| {
             best.cost = state.cost();
             best.machines.copy_from_slice(state.machines());
         });
+        match feasible {
+            ..0.2 => self.price = (self.price * 1.2).min(1e6),
+            0.5.. => self.price = (self.price / 1.1).max(0.1),
+            _ => {}
+        }
         self.step += 1;
         if self.step == self.cycle {
             self.state = State::new(self.state.problem(), &self.best.machines);

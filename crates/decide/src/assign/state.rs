@@ -17,6 +17,9 @@ pub struct State<'p> {
     held: Vec<i64>,
     /// By machine: cost of load and balance.
     machine_cost: Vec<i64>,
+    /// By machine: what is used and held beyond capacity, by the weights of resources; nothing if all moves were checked.
+    machine_excess: Vec<i64>,
+    excess: i64,
     /// By machine: who is there.
     on: Vec<Vec<u32>>,
     /// By process: its place in `on`.
@@ -78,6 +81,8 @@ impl<'p> State<'p> {
             used: vec![0; machines * r],
             held: vec![0; machines * r],
             machine_cost: vec![0; machines],
+            machine_excess: vec![0; machines],
+            excess: 0,
             on: vec![Vec::new(); machines],
             place: vec![0; at.len()],
             row,
@@ -118,6 +123,8 @@ impl<'p> State<'p> {
         for machine in 0..problem.machines() {
             self.machine_cost[machine] = self.cost_of(machine, None, None);
             self.cost += self.machine_cost[machine];
+            self.machine_excess[machine] = self.excess_of(machine, None, None);
+            self.excess += self.machine_excess[machine];
         }
     }
 
@@ -177,6 +184,48 @@ impl<'p> State<'p> {
         machine_cost(problem, machine, load)
     }
 
+    /// What is used and held beyond capacity on all machines, by the weights of resources.
+    pub(super) fn excess(&self) -> i64 {
+        self.excess
+    }
+
+    /// The excess of a machine with a process more, a process less, or both.
+    fn excess_of(&self, machine: usize, without: Option<usize>, with: Option<usize>) -> i64 {
+        let problem = self.problem;
+        let resources = problem.resources;
+        let base = machine * resources;
+        let at_home = |process: Option<usize>| process.is_some_and(|p| problem.initial[p] as usize == machine);
+        // Whoever leaves home goes on counting there where the resource is transient, and comes back at no cost.
+        let (leaves_home, comes_home) = (at_home(without), at_home(with));
+        let (less, more) = (without.map(|p| problem.need_of(p)), with.map(|p| problem.need_of(p)));
+        let (used, held) = (&self.used[base..base + resources], &self.held[base..base + resources]);
+        let capacity = &problem.capacity[base..base + resources];
+        (0..resources)
+            .map(|r| {
+                let transient = problem.transient[r];
+                let less = less.map_or(0, |need| if leaves_home && transient { 0 } else { need[r] });
+                let more = more.map_or(0, |need| if comes_home && transient { 0 } else { need[r] });
+                (used[r] + held[r] + more - less - capacity[r]).max(0) * problem.load_weight[r].max(1)
+            })
+            .sum()
+    }
+
+    /// Excess that a shift would add.
+    pub(super) fn shift_excess(&self, process: usize, to: usize) -> i64 {
+        let from = self.at(process);
+        self.excess_of(from, Some(process), None) + self.excess_of(to, None, Some(process))
+            - self.machine_excess[from]
+            - self.machine_excess[to]
+    }
+
+    /// Excess that a swap would add.
+    pub(super) fn swap_excess(&self, one: usize, other: usize) -> i64 {
+        let (a, b) = (self.at(one), self.at(other));
+        self.excess_of(a, Some(one), Some(other)) + self.excess_of(b, Some(other), Some(one))
+            - self.machine_excess[a]
+            - self.machine_excess[b]
+    }
+
     /// Cost that a shift would add; negative is a saving.
     pub fn shift_delta(&self, process: usize, to: usize) -> i64 {
         let from = self.at(process);
@@ -223,10 +272,14 @@ impl<'p> State<'p> {
     /// Whether two processes may change places.
     pub fn can_swap(&self, one: usize, other: usize) -> bool {
         let (a, b) = (self.at(one), self.at(other));
+        self.has_room(one, b, Some(other)) && self.has_room(other, a, Some(one)) && self.rules_allow_swap(one, other)
+    }
+
+    /// Whether everything but capacity allows two processes to change places.
+    pub(super) fn rules_allow_swap(&self, one: usize, other: usize) -> bool {
+        let (a, b) = (self.at(one), self.at(other));
         a != b
             && self.problem.service[one] != self.problem.service[other]
-            && self.has_room(one, b, Some(other))
-            && self.has_room(other, a, Some(one))
             && self.rules_allow(one, b, Some(other))
             && self.rules_allow(other, a, Some(one))
             && self.apart_in_zones(one, other)
@@ -352,6 +405,9 @@ impl<'p> State<'p> {
             let cost = self.cost_of(machine, None, None);
             self.cost += cost - self.machine_cost[machine];
             self.machine_cost[machine] = cost;
+            let excess = self.excess_of(machine, None, None);
+            self.excess += excess - self.machine_excess[machine];
+            self.machine_excess[machine] = excess;
         }
     }
 
