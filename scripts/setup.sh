@@ -4,14 +4,9 @@
 #   setup.sh build          what compiling and linking need
 #   setup.sh lab            build, and what the lab and the demo need, with the guests' kernel and image
 #   setup.sh test           lab, and the S3 server and the browser of the tests
-<<<<<<< HEAD
-#   setup.sh soak           test, and the object store that long tests run against
-#   setup.sh bench          lab, the S3 server, and the tools that the benchmark compares with
-=======
 #   setup.sh fuzz           build, and what linking a fuzzer needs
 #   setup.sh soak           test, and what long tests run against: an object store, and a Debian 12 without backports
-#   setup.sh bench          lab, and the tools that the benchmark compares with
->>>>>>> proof
+#   setup.sh bench          lab, the S3 server, and the tools that the benchmark compares with
 #   setup.sh --dry-run MODE only say what would be done
 #
 # It says what it installs before it does, skips what is there (a second run takes no noticeable time), keeps versions
@@ -235,18 +230,13 @@ install_packages "$(missing "${plain[@]}" | tr '\n' ' ')" "$(missing "${virt[@]}
 case $mode in
     lab | test | soak | bench) guest_image ;;
 esac
-<<<<<<< HEAD
 case $mode in test | soak | bench) tool "$s3s_fs" --features binary ;; esac
-case $mode in soak) tool "$garage" ;; esac
-=======
-case $mode in test | soak) tool "$s3s_fs" --features binary ;; esac
 case $mode in
     soak)
         tool "$garage"
         oldest_system
         ;;
 esac
->>>>>>> proof
 command -v cargo >/dev/null || [ -x "${HOME:-/root}/.cargo/bin/cargo" ] ||
     say "note: no cargo found; install Rust (https://rustup.rs) to build Virtward"
 say "$mode: ready"
