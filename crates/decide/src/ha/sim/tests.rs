@@ -40,7 +40,7 @@ fn no_seed_breaks_an_invariant() {
 fn every_planted_mistake_is_found() {
     const SEEDS_MAX: u64 = 320;
     use Planted::*;
-    // Not `IgnoreLease`: what it lets through, the transaction after it still catches; no seed has both fail.
+    // Not `IgnoreLease`: none of the seeds tried finds it, presumably because the transaction that follows catches the same.
     let mistakes = [
         WaitOneTimeout,
         FreshFromAnswer,
