@@ -14,8 +14,9 @@ use crate::{Error, Result};
 /// How long a job that was asked to end may take before the run goes on without having seen its end.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// libvirt is deaf to a domain's events for 30 s after a guest was reset in mid-backup, and learns of the job's end only
-/// then.
-const LEFTOVER_ENDS_WITHIN: Duration = Duration::from_secs(45);
+/// then. Events that came meanwhile (the agent's channel closes and opens with the reset) can hold it up for 30 s each:
+/// a run that waits is better than one that fails at night.
+const LEFTOVER_ENDS_WITHIN: Duration = Duration::from_secs(150);
 
 /// Removes what a killed run of ours left; refuses to touch another tool's job.
 pub(super) async fn clear_leftovers(job: &mut Job<'_>, scratch: &Scratch) -> Result<()> {
