@@ -16,8 +16,8 @@ use virtward_hypervisor::libvirt::exit_now;
 use crate::{
     cli::{Cli, Command, Internal},
     commands::{
-        backup, cluster, completions, hook, host, job, man, policy, repo, restore, serve, status, storage, thaw_guard,
-        token, vm,
+        backup, balance, cluster, completions, hook, host, inventory, job, man, policy, repo, restore, serve, status,
+        storage, thaw_guard, token, upgrade_plan, vm,
     },
     config::{self, Settings},
     exit::{Failure, Kind},
@@ -112,6 +112,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Restore(command) => restore::run(&app, command).await,
             Command::Vm(command) => vm::run(&app, command).await,
             Command::Host(command) => host::run(&app, command).await,
+            Command::Balance(command) => balance::run(&app, command).await,
+            Command::Inventory(command) => inventory::run(&app, command).await,
+            Command::UpgradePlan(args) => upgrade_plan::run(&app, args).await,
             Command::Storage(command) => storage::run(&app, command).await,
             Command::Serve(_) => serve::run(&app, &cli.global).await,
             Command::Status(_) => status::run(&app).await,

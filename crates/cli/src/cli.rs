@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, cluster, completions, hook, host, job, man, policy, repo, restore, serve, status, storage, thaw_guard,
-    token, vm,
+    backup, balance, cluster, completions, hook, host, inventory, job, man, policy, repo, restore, serve, status, storage, thaw_guard,
+    token, upgrade_plan, vm,
 };
 
 const EXAMPLES: &str = "\
@@ -97,6 +97,14 @@ pub enum Command {
     /// Empty a host, take it into service again, compare CPUs
     #[command(subcommand)]
     Host(host::Command),
+    /// Which VMs should run where: plan, move them, ask what would be if
+    #[command(subcommand)]
+    Balance(balance::Command),
+    /// Save what hosts have and what runs on them
+    #[command(subcommand)]
+    Inventory(inventory::Command),
+    /// The order in which all hosts can be serviced, one at a time
+    UpgradePlan(upgrade_plan::Args),
     /// Storage pools: their room, and emptying one
     #[command(subcommand)]
     Storage(storage::Command),

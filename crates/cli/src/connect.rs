@@ -181,7 +181,7 @@ fn host_uri(connect: &str, to: &str) -> String {
 }
 
 /// The host of a URI, without user and port; none if it is local.
-fn host_of(uri: &str) -> Option<&str> {
+pub fn host_of(uri: &str) -> Option<&str> {
     let (_, rest) = uri.split_once("://")?;
     let authority = rest.split(['/', '?']).next()?;
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);

@@ -20,6 +20,7 @@ pub mod job;
 mod lock;
 mod observe;
 pub mod reconcile;
+pub mod survey;
 mod tool;
 
 pub use cancel::Cancel;

@@ -9,6 +9,7 @@ mod browser;
 
 mod backup;
 mod cluster;
+mod balance;
 mod daemon;
 mod guest;
 mod ha_hands;

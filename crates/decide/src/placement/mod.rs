@@ -15,6 +15,7 @@ mod pack;
 mod place;
 mod planner;
 mod route;
+pub mod rules;
 mod space;
 
 pub use even::{Evening, migration_seconds};

@@ -2,6 +2,7 @@
 
 pub mod migrate;
 pub mod move_disk;
+pub mod place;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -25,6 +26,8 @@ pub enum Command {
     Migrate(Box<migrate::Args>),
     /// Move a disk to another file, format or storage while its VM runs
     MoveDisk(move_disk::Args),
+    /// Say on which host a new VM is best started
+    Place(place::Args),
 }
 
 /// Arguments of `vm list`.
@@ -60,6 +63,7 @@ pub async fn run(app: &App, command: &Command) -> Result<(), Failure> {
         Command::List(_) => list(app).await,
         Command::Migrate(args) => migrate::run(app, args).await,
         Command::MoveDisk(args) => move_disk::run(app, args).await,
+        Command::Place(args) => place::run(app, args).await,
     }
 }
 

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use uuid::Uuid;
 use virtward_decide::migration::check::{DiskThere, Namesake, Seen, Snapshot};
 use virtward_hypervisor::{ErrorKind, Hypervisor, JobKind};
 use virtward_model::{DiskSource, Machine, Vm, VmState};
 
-use super::MigrateOptions;
-use crate::{Error, Result};
+use super::{MigrateOptions, probes::Probes};
+use crate::{Env, Error, Result};
 
 /// Target and source of each disk.
 pub(super) fn sources(vm: &Vm) -> Vec<(String, String)> {
@@ -23,6 +22,7 @@ pub(super) fn sources(vm: &Vm) -> Vec<(String, String)> {
 
 /// Looks at both hosts.
 pub(super) async fn gather(
+    env: &Env,
     here: &dyn Hypervisor,
     there: &dyn Hypervisor,
     vm: &Vm,
@@ -50,7 +50,7 @@ pub(super) async fn gather(
     let cpu = cpu(here, &machine).await?;
     let fit = there.fit(&machine, cpu.as_deref()).await.map_err(Error::hyper(at_destination()))?;
     let same = source.uuid == destination.uuid && !source.uuid.is_nil();
-    let disks = if same { Vec::new() } else { disks(here, there, vm, &machine).await? };
+    let disks = if same { Vec::new() } else { disks(env, here, there, vm, &machine).await? };
     Ok(Snapshot {
         vm: vm.name.clone(),
         uuid: vm.uuid,
@@ -113,7 +113,14 @@ enum Directory {
     Unknown(String),
 }
 
-async fn disks(here: &dyn Hypervisor, there: &dyn Hypervisor, vm: &Vm, machine: &Machine) -> Result<Vec<DiskThere>> {
+async fn disks(
+    env: &Env,
+    here: &dyn Hypervisor,
+    there: &dyn Hypervisor,
+    vm: &Vm,
+    machine: &Machine,
+) -> Result<Vec<DiskThere>> {
+    let mut probes = Probes::begin(env, vm.uuid, here, there).await?;
     let mut directories: BTreeMap<String, Directory> = BTreeMap::new();
     let mut seen = Vec::new();
     for disk in machine.disks.iter().map(|used| &used.disk) {
@@ -128,7 +135,7 @@ async fn disks(here: &dyn Hypervisor, there: &dyn Hypervisor, vm: &Vm, machine: 
                 let parent =
                     path.rsplit_once('/').map_or("/", |(parent, _)| if parent.is_empty() { "/" } else { parent });
                 if !directories.contains_key(parent) {
-                    directories.insert(parent.to_owned(), directory(here, there, parent).await?);
+                    directories.insert(parent.to_owned(), directory(&mut probes, here, there, parent).await?);
                 }
                 let directory = directories[parent].clone();
                 seen.push(file(here, there, vm, disk, path, parent, &directory).await?);
@@ -142,8 +149,13 @@ async fn disks(here: &dyn Hypervisor, there: &dyn Hypervisor, vm: &Vm, machine: 
 }
 
 /// Whether both hosts see the same directory: what one makes there, the other one cannot make.
-async fn directory(here: &dyn Hypervisor, there: &dyn Hypervisor, path: &str) -> Result<Directory> {
-    let probe = format!("{}/virtward-probe-{}", path.trim_end_matches('/'), Uuid::new_v4());
+async fn directory(
+    probes: &mut Probes,
+    here: &dyn Hypervisor,
+    there: &dyn Hypervisor,
+    path: &str,
+) -> Result<Directory> {
+    let probe = probes.next(path)?;
     if let Err(error) = here.volume_create(&probe, "raw", 0).await {
         return Ok(Directory::Unknown(error.message));
     }

@@ -15,6 +15,7 @@ mod arrive;
 mod drive;
 mod facts;
 mod journal;
+mod probes;
 mod watch;
 
 use std::{sync::Arc, time::Duration};
@@ -184,7 +185,7 @@ impl Run<'_> {
 /// of each disk, by which it is seen whether both hosts see the same one.
 pub async fn plan_migration(env: &Env, vm: &str, to: &Destination, options: &MigrateOptions) -> Result<MigrationPlan> {
     let vm = env.hypervisor.lookup(vm).await.map_err(Error::hyper(format!("migrate {vm}")))?;
-    let snapshot = facts::gather(&*env.hypervisor, &*to.hypervisor, &vm, options).await?;
+    let snapshot = facts::gather(env, &*env.hypervisor, &*to.hypervisor, &vm, options).await?;
     let wishes = Wishes { with_storage: options.with_storage, unsafe_cache: options.unsafe_cache };
     Ok(planned(&snapshot, check::check(&snapshot, wishes)))
 }
@@ -315,7 +316,7 @@ async fn clear(run: &mut Run<'_>, journal: &Journal) {
 
 /// Checks, writes the journal, makes images.
 async fn prepare(run: &mut Run<'_>) -> Result<Journal> {
-    let snapshot = facts::gather(run.here(), run.there(), &run.vm, run.options).await?;
+    let snapshot = facts::gather(run.env, run.here(), run.there(), &run.vm, run.options).await?;
     let checked = check::check(&snapshot, run.wishes());
     let stand: Vec<&Finding> = blockers(&checked.findings).collect();
     if !stand.is_empty() {
