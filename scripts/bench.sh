@@ -81,8 +81,9 @@ done
 for tool in virtward virtward-lab; do
     [ -x "$bin/$tool" ] || die "$bin/$tool is missing; build it with: cargo build --release"
 done
-for example in repo/index_scale repo/points_scale server/daemon_scale; do
-    [ -x "$bin/examples/${example#*/}" ] ||
+for need in scale:repo/index_scale prepare:repo/points_scale points:repo/points_scale daemon:server/daemon_scale; do
+    example=${need#*:}
+    ! wanted "${need%%:*}" || [ -x "$bin/examples/${example#*/}" ] ||
         die "$bin/examples/${example#*/} is missing; build it with: cargo build --release -p virtward-${example%/*} --example ${example#*/}"
 done
 s3_server=${BENCH_S3_SERVER:-${CARGO_TARGET_DIR:-$top/target}/tools/bin/s3s-fs}
