@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, balance, cluster, completions, hook, host, inventory, job, man, policy, repo, restore, serve, status, storage, thaw_guard,
-    token, upgrade_plan, vm,
+    backup, balance, cluster, completions, hook, host, inventory, job, man, policy, repo, restore, serve, status,
+    storage, thaw_guard, token, upgrade_plan, vm,
 };
 
 const EXAMPLES: &str = "\

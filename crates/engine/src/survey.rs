@@ -118,10 +118,11 @@ fn to_vm(seen: &Seen, vm: &virtward_model::Vm, machine: &Machine, job: Option<Jo
         DiskSource::File { path } | DiskSource::Block { path } => Some(format!("image:{path}")),
         _ => None,
     });
+    // What its own host does not tell of itself, other hosts need not tell either.
+    let has_link = |name: &String| seen.offer.links.as_ref().is_some_and(|links| links.contains(name));
     let links = machine.nics.iter().filter_map(|nic| match &nic.link {
         Link::Network(name) => Some(format!("network:{name}")),
-        // Hosts that do not tell their links are not ruled out for it.
-        Link::Bridge(name) | Link::Device(name) => seen.offer.links.as_ref().map(|_| format!("link:{name}")),
+        Link::Bridge(name) | Link::Device(name) => has_link(name).then(|| format!("link:{name}")),
         Link::Other(_) => None,
     });
     let stuck = match (machine.ties.first(), job) {
@@ -191,9 +192,11 @@ fn bind_to_host(world: &mut World) {
         return;
     }
     for vm in world.vms.iter_mut().filter(|vm| vm.stuck.is_none()) {
-        let alone = vm.requires.iter().filter(|label| label.starts_with("image:")).find(|label| {
-            world.hosts.iter().filter(|host| host.offers.contains(*label)).count() < 2
-        });
+        let alone = vm
+            .requires
+            .iter()
+            .filter(|label| label.starts_with("image:"))
+            .find(|label| world.hosts.iter().filter(|host| host.offers.contains(*label)).count() < 2);
         if let Some(label) = alone {
             vm.stuck = Some(Stuck::LocalStorage(label.trim_start_matches("image:").to_owned()));
         }

@@ -122,7 +122,7 @@ pub struct ExplainArgs {
 
 /// A plan as JSON.
 #[derive(Debug, Serialize)]
-struct Planned {
+pub struct Planned {
     plan: Plan,
     report: virtward_decide::balance::Report,
     hosts: Vec<show::HostLoad>,

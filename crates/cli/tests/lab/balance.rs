@@ -24,7 +24,8 @@ fn hosts_are_surveyed_planned_on_and_balanced() {
     let path = lab.path("today.json").display().to_string();
     look(&["inventory", "export", "--out", &path]);
     let mut world = parsed(&std::fs::read_to_string(&path).expect("the snapshot"));
-    let names: Vec<&str> = world["hosts"].as_array().expect("hosts").iter().filter_map(|h| h["name"].as_str()).collect();
+    let names: Vec<&str> =
+        world["hosts"].as_array().expect("hosts").iter().filter_map(|h| h["name"].as_str()).collect();
     assert_eq!((names.len(), world["vms"].as_array().map(Vec::len)), (2, Some(2)), "{world}");
     assert!(world["vms"].as_array().expect("VMs").iter().all(|vm| vm["stuck"].is_null()), "{world}");
     let (first, second) = (names[0].to_owned(), names[1].to_owned());
@@ -68,8 +69,13 @@ fn hosts_are_surveyed_planned_on_and_balanced() {
     assert_eq!((&order["services"][0]["host"], &order["services"][0]["plan"]["steps"]), (&json!(second), &json!([])));
     let placed = lab.ok(&["vm", "place", "--cpus", "1", "--memory", "1GiB", "--snapshot", &path]);
     assert!(placed.starts_with(&second), "{placed}");
-    let refused = lab.output(&["vm", "place", "--cpus", "1", "--memory", "1GiB", "--network", "x", "--snapshot", &path]);
-    assert!(refused.status.code() == Some(4) && text(&refused).contains("does not offer network:x"), "{}", text(&refused));
+    let refused =
+        lab.output(&["vm", "place", "--cpus", "1", "--memory", "1GiB", "--network", "x", "--snapshot", &path]);
+    assert!(
+        refused.status.code() == Some(4) && text(&refused).contains("does not offer network:x"),
+        "{}",
+        text(&refused)
+    );
 
     // Bad input is told, with what is wrong.
     std::fs::write(lab.path("bad.json"), "{\"format\": 99}").expect("written");
@@ -80,7 +86,8 @@ fn hosts_are_surveyed_planned_on_and_balanced() {
     lab.fails(&["balance", "plan", "--snapshot", &path, "--rules", &rules], 2, &["rules.toml", "line 2"]);
 
     // A rule that is broken is mended for real; then nothing is left to do.
-    std::fs::write(&rules, "[[rule]]\nname = \"web apart\"\nkind = \"apart\"\nvms = [\"web1\", \"web2\"]\n").expect("written");
+    std::fs::write(&rules, "[[rule]]\nname = \"web apart\"\nkind = \"apart\"\nvms = [\"web1\", \"web2\"]\n")
+        .expect("written");
     let applied = parsed(&look(&["--json", "balance", "apply", "--eagerness", "1", "--rules", &rules]));
     assert_eq!(applied["moved"].as_array().map(Vec::len), Some(1), "{applied}");
     assert_eq!(applied["plan"]["steps"][0]["why"]["rule"], "web apart", "{applied}");

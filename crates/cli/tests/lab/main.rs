@@ -8,8 +8,8 @@ mod harness;
 mod browser;
 
 mod backup;
-mod cluster;
 mod balance;
+mod cluster;
 mod daemon;
 mod guest;
 mod ha_hands;

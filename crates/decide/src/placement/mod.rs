@@ -48,17 +48,17 @@ pub enum WhyNot {
     /// The caller ruled it out.
     Avoided,
     /// The host does not offer what the VM requires.
-    Lacks(
+    Lacks {
         /// The label.
-        String,
-    ),
+        label: String,
+    },
     /// The host holds the VM's DR copy.
     HoldsReplica,
     /// A must rule forbids it.
-    Rule(
+    Rule {
         /// Its name.
-        String,
-    ),
+        rule: String,
+    },
     /// Too little is left.
     Short {
         /// Of what.
@@ -74,9 +74,9 @@ impl std::fmt::Display for WhyNot {
             WhyNot::State { state } => write!(f, "{state}"),
             WhyNot::Spare => f.write_str("kept empty for failover"),
             WhyNot::Avoided => f.write_str("ruled out by the caller"),
-            WhyNot::Lacks(label) => write!(f, "does not offer {label}"),
+            WhyNot::Lacks { label } => write!(f, "does not offer {label}"),
             WhyNot::HoldsReplica => f.write_str("holds its DR copy"),
-            WhyNot::Rule(rule) => write!(f, "rule {rule}"),
+            WhyNot::Rule { rule } => write!(f, "rule {rule}"),
             WhyNot::Short { resource, missing } => write!(f, "{} of {resource} too little", resource.show(*missing)),
         }
     }

@@ -287,7 +287,7 @@ impl Problem<'_> {
 
 /// Why an item does not fit on a host that takes VMs.
 pub(crate) fn blocked(space: &Space, occupancy: &Occupancy, item: &Item, host: u32) -> Option<WhyNot> {
-    let rule = |at: usize| WhyNot::Rule(space.world.rules[at].name.clone());
+    let rule = |at: usize| WhyNot::Rule { rule: space.world.rules[at].name.clone() };
     if let Some(why) = item.vms.iter().find_map(|&vm| space.never(vm, host)) {
         return Some(why);
     }
@@ -305,7 +305,7 @@ pub(crate) fn blocked(space: &Space, occupancy: &Occupancy, item: &Item, host: u
                 && matches!(rule.kind, virtward_model::world::RuleKind::Together)
                 && ids.iter().any(|id| rule.vms.contains(id))
         });
-        WhyNot::Rule(together.map(|rule| rule.name.clone()).unwrap_or_default())
+        WhyNot::Rule { rule: together.map(|rule| rule.name.clone()).unwrap_or_default() }
     })
 }
 

@@ -327,7 +327,7 @@ impl<'a> Draft<'a> {
         if !self.space.may(vm, host) {
             return Some(Reason::Rule {
                 rule: self.space.never(vm, host).map_or_else(String::new, |why| match why {
-                    WhyNot::Rule(name) => name,
+                    WhyNot::Rule { rule } => rule,
                     why => why.to_string(),
                 }),
             });

@@ -204,7 +204,8 @@ mod tests {
     fn world() -> World {
         let size = Resources { cpu_milli: 1000, memory: Bytes(1 << 30), ..Resources::default() };
         let host = |name| world::Host::new(name, Resources { cpu_milli: 8000, ..size });
-        let vm = |n, name: &str| world::Vm { host: Some("h1".into()), ..world::Vm::new(Uuid::from_u128(n), name, size) };
+        let vm =
+            |n, name: &str| world::Vm { host: Some("h1".into()), ..world::Vm::new(Uuid::from_u128(n), name, size) };
         World { hosts: vec![host("h1"), host("h2")], vms: vec![vm(1, "db1"), vm(2, "db2")], ..World::default() }
     }
 

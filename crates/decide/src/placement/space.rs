@@ -212,7 +212,7 @@ impl<'w> Space<'w> {
     pub fn never(&self, vm: u32, host: u32) -> Option<WhyNot> {
         let (facts, target) = (&self.world.vms[vm as usize], &self.world.hosts[host as usize]);
         if let Some(label) = facts.requires.iter().find(|label| !target.offers.contains(*label)) {
-            return Some(WhyNot::Lacks(label.clone()));
+            return Some(WhyNot::Lacks { label: label.clone() });
         }
         if facts.replicas.contains(&target.name) {
             return Some(WhyNot::HoldsReplica);
@@ -223,7 +223,7 @@ impl<'w> Space<'w> {
                 RuleKind::NotOnHosts { hosts } => hosts.contains(&target.name),
                 _ => false,
             };
-            broken.then(|| WhyNot::Rule(rule.name.clone()))
+            broken.then(|| WhyNot::Rule { rule: rule.name.clone() })
         })
     }
 

@@ -54,7 +54,8 @@ pub async fn run(app: &App, args: &ApplyArgs) -> Result<(), Failure> {
     } else {
         let mut text: String = applied.moved.iter().map(|moved| line(moved) + "\n").collect();
         for failed in &applied.failed {
-            text += &(render::printable(&format!("{} did not go to {}: {}", failed.vm, failed.to, failed.error)) + "\n");
+            text +=
+                &(render::printable(&format!("{} did not go to {}: {}", failed.vm, failed.to, failed.error)) + "\n");
         }
         text += &show::aside(&planned.report.plan.set_aside);
         if let Some(nothing) = &planned.report.nothing {
@@ -97,7 +98,12 @@ async fn apply(app: &App, args: &ApplyArgs, looked: &Looked) -> Result<(super::P
             Err(failure) => {
                 let step = &steps[at];
                 app.progress.warn(&format!("{} stays on {}: {failure}", step.name, step.from));
-                failed.push(Failed { step: at, vm: step.name.clone(), to: step.to.clone(), error: failure.to_string() });
+                failed.push(Failed {
+                    step: at,
+                    vm: step.name.clone(),
+                    to: step.to.clone(),
+                    error: failure.to_string(),
+                });
             }
         }
     }
@@ -129,7 +135,10 @@ fn reachable(plan: &Plan, hosts: &BTreeMap<HostName, Destination>) -> Result<(),
         None => Ok(()),
         Some(step) => Err(Failure::new(
             Kind::Refused,
-            format!("{} should go to {}, which is named by a URI that only leads there from itself", step.name, step.to),
+            format!(
+                "{} should go to {}, which is named by a URI that only leads there from itself",
+                step.name, step.to
+            ),
         )
         .hint(format!("name it as the others reach it: --connect qemu+ssh://{}/system", step.to))),
     }

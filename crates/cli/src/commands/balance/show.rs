@@ -129,7 +129,8 @@ pub fn failover(world: &World, verdict: &Verdict) -> String {
         let failed: Vec<String> = loss.failed.iter().map(ToString::to_string).collect();
         let lost: Vec<&str> = loss.lost.iter().map(|lost| lost.name.as_str()).take(10).collect();
         let proof = loss.proof.as_ref().map_or(String::new(), |proof| format!(" ({proof})"));
-        let line = format!("  {}: {} VMs would stay down, {}{proof}", failed.join(" and "), loss.lost.len(), lost.join(", "));
+        let line =
+            format!("  {}: {} VMs would stay down, {}{proof}", failed.join(" and "), loss.lost.len(), lost.join(", "));
         text += &(render::printable(&line) + "\n");
     }
     text
@@ -169,7 +170,8 @@ pub fn explain(app: &App, world: &World, args: &ExplainArgs) -> Result<(), Failu
     let elsewhere = report.lines.into_iter().next();
     let elsewhere = elsewhere.unwrap_or(Line { vm: vm.id, name: vm.name.clone(), outcome: Outcome::Unknown });
     let loads = planned.hosts.iter().filter(|load| Some(&load.host) == vm.host.as_ref());
-    let unmet = loads.flat_map(|load| [(Resource::Cpu, load.cpu_percent[0]), (Resource::Memory, load.memory_percent[0])]);
+    let unmet =
+        loads.flat_map(|load| [(Resource::Cpu, load.cpu_percent[0]), (Resource::Memory, load.memory_percent[0])]);
     let explained = Explained {
         vm: vm.name.clone(),
         uuid: vm.id,
@@ -207,7 +209,9 @@ fn words(explained: &Explained, planned: &Planned) -> String {
         }
         Outcome::NotPlaced { hosts, .. } => {
             lines.push("no other host can take it as things are:".to_owned());
-            lines.extend(hosts.iter().filter(|(why, _)| *why != WhyNot::Avoided).map(|(why, hosts)| refusal(why, hosts)));
+            lines.extend(
+                hosts.iter().filter(|(why, _)| *why != WhyNot::Avoided).map(|(why, hosts)| refusal(why, hosts)),
+            );
         }
         Outcome::Unknown => {}
     }

@@ -112,8 +112,9 @@ fn lose(world: &mut World, names: &[String]) -> Result<Vec<Uuid>, Failure> {
         let known: Vec<&str> = world.hosts.iter().map(|host| host.name.0.as_str()).take(20).collect();
         let known = known.join(", ");
         let Some(host) = world.hosts.iter_mut().find(|host| &host.name.0 == name) else {
-            return Err(Failure::new(Kind::NotFound, format!("there is no host {name}"))
-                .hint(format!("there are: {known}")));
+            return Err(
+                Failure::new(Kind::NotFound, format!("there is no host {name}")).hint(format!("there are: {known}"))
+            );
         };
         host.state = HostState::Down;
     }
