@@ -13,7 +13,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 use uuid::Uuid;
 use virtward_hypervisor::{BlockCopySpec, ErrorKind, StartOptions};
@@ -452,9 +452,14 @@ async fn verify(run: &Run<'_>, journal: &Journal) -> Result<()> {
         answer.map_err(Error::hyper(format!("verify the copy of disk {} of {}", run.target, run.vm.name)))
     };
     let nodes = ask("query-named-block-nodes").await?;
+    // A raw image has no layer of its own over the file with newer versions of libvirt.
+    let is = |node: &Value, format: &str| {
+        let driver = node["drv"].as_str().unwrap_or_default();
+        driver == format || format == "raw" && matches!(driver, "file" | "host_device")
+    };
     let images = |path: &str, format: Option<&str>| {
         let nodes = nodes.as_array().into_iter().flatten();
-        let of = nodes.filter(|node| node["file"] == path && format.is_none_or(|format| node["drv"] == format));
+        let of = nodes.filter(|node| node["file"] == path && format.is_none_or(|format| is(node, format)));
         of.map(|node| node["image"].clone()).next()
     };
     let wrong = |what: String| {
