@@ -3,7 +3,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 BIN = target/release
 
-.PHONY: all build setup demo test fuzz soak bench lint fmt install uninstall clean
+.PHONY: all build setup demo test fuzz soak bench lint fmt install uninstall deb clean
 
 all: build
 
@@ -60,6 +60,10 @@ install: build
 	$(BIN)/virtward completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/virtward
 	$(BIN)/virtward completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_virtward
 	$(BIN)/virtward completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/virtward.fish
+
+# target/deb/virtward_VERSION_ARCH.deb, with the unit, man pages, completions, alert rules and the dashboard.
+deb: build
+	scripts/deb.sh
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/virtward $(DESTDIR)$(PREFIX)/bin/virtward-lab

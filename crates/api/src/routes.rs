@@ -522,6 +522,26 @@ pub const ROUTES: &[Route] = &[
         ..GET
     },
     Route {
+        path: "/api/v1/notifications",
+        name: "notifications",
+        tag: "system",
+        summary: "Where notifications go, and whether they arrive",
+        help: "Those of the daemon that is asked.",
+        response: Body::List(Shape::of::<NotifyChannel>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/notifications/test",
+        name: "notify-test",
+        tag: "system",
+        summary: "Send a test message",
+        help: "Answers when the last channel has accepted it or not.",
+        access: ADMIN,
+        request: Body::One(Shape::of::<NotifyTest>()),
+        response: Body::List(Shape::of::<NotifyOutcome>()),
+        ..POST
+    },
+    Route {
         path: "/api/v1/session",
         name: "login",
         tag: "access",

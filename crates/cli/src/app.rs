@@ -9,15 +9,19 @@ use std::{
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+use tracing_subscriber::{
+    filter::{EnvFilter, LevelFilter},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 use virtward_engine::Cancel;
 use virtward_hypervisor::libvirt::exit_now;
 
 use crate::{
     cli::{Cli, Command, Internal},
     commands::{
-        backup, balance, cluster, completions, hook, host, inventory, job, man, policy, repo, restore, serve, status,
-        storage, thaw_guard, token, upgrade_plan, vm,
+        backup, balance, cluster, completions, hook, host, inventory, job, man, notify, policy, repo, restore, serve,
+        state, status, storage, thaw_guard, token, upgrade_plan, vm,
     },
     config::{self, Settings},
     exit::{Failure, Kind},
@@ -99,7 +103,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     };
     // A daemon's log is read by people who were not there: it says what it does.
     let is_daemon = matches!(cli.command, Command::Serve(_));
-    log(cli.global.verbose + u8::from(is_daemon), &app.progress);
+    log(cli.global.verbose + u8::from(is_daemon), is_daemon, &app.progress);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -122,6 +126,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Policy(command) => policy::run(&app, command).await,
             Command::Token(command) => token::run(&app, command).await,
             Command::Cluster(command) => cluster::run(&app, command).await,
+            Command::Notify(command) => notify::run(&app, command).await,
+            Command::State(command) => state::run(&app, command).await,
             Command::Completions(_) | Command::Man(_) | Command::Hook(_) | Command::Internal(_) => Ok(()),
         }
     });
@@ -148,7 +154,14 @@ fn watch_signals(cancel: Cancel) -> Result<(), Failure> {
     Ok(())
 }
 
-fn log(verbose: u8, progress: &Progress) {
+/// Whether standard error goes to systemd's journal, as systemd itself says how to find out.
+fn is_journal() -> bool {
+    let Some(stream) = env::var("JOURNAL_STREAM").ok() else { return false };
+    let Ok(own) = rustix::fs::fstat(io::stderr()) else { return false };
+    stream == format!("{}:{}", own.st_dev, own.st_ino)
+}
+
+fn log(verbose: u8, is_daemon: bool, progress: &Progress) {
     let level = match verbose {
         0 => LevelFilter::ERROR,
         1 => LevelFilter::INFO,
@@ -157,6 +170,14 @@ fn log(verbose: u8, progress: &Progress) {
     };
     let filter =
         EnvFilter::builder().with_default_directive(level.into()).with_env_var("VIRTWARD_LOG").from_env_lossy();
+    // With its fields, so that journalctl VIRTWARD_JOB=… finds all lines of a job.
+    if is_daemon
+        && is_journal()
+        && let Ok(journal) = tracing_journald::layer()
+    {
+        let journal = journal.with_field_prefix(Some("VIRTWARD".into())).with_syslog_identifier("virtward".into());
+        return tracing_subscriber::registry().with(filter).with(journal).init();
+    }
     let writer = progress.log_writer();
     tracing_subscriber::fmt()
         .with_env_filter(filter)

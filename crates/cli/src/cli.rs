@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, balance, cluster, completions, hook, host, inventory, job, man, policy, repo, restore, serve, status,
-    storage, thaw_guard, token, upgrade_plan, vm,
+    backup, balance, cluster, completions, hook, host, inventory, job, man, notify, policy, repo, restore, serve,
+    state, status, storage, thaw_guard, token, upgrade_plan, vm,
 };
 
 const EXAMPLES: &str = "\
@@ -124,6 +124,12 @@ pub enum Command {
     /// Several hosts as one: nodes, tokens to join, state
     #[command(subcommand)]
     Cluster(cluster::Command),
+    /// Whom the daemon tells of what happens: test, list
+    #[command(subcommand)]
+    Notify(notify::Command),
+    /// The state file of this host: its backups, and the way back to one
+    #[command(subcommand)]
+    State(state::Command),
     /// Print a completion script for a shell
     Completions(completions::Args),
     /// Print or write the manual pages

@@ -27,6 +27,7 @@ use virtward_repo::{
 use crate::{
     cli::Global,
     exit::{Failure, Kind},
+    notify_config::{self, Notify},
 };
 
 /// Where the configuration is unless said otherwise. The key that `repo init` makes is put beside it.
@@ -55,6 +56,7 @@ struct File {
     server: Server,
     cluster: Option<Cluster>,
     repositories: BTreeMap<String, OtherRepository>,
+    notify: Notify,
 }
 
 /// `[cluster]`: how the daemons of several hosts work together. Written by `cluster init` and `cluster join`.
@@ -181,6 +183,9 @@ pub struct BackupDefaults {
 /// Section of any repository: their names are the operator's.
 const ANY_REPOSITORY: &str = "repositories.NAME";
 
+/// Sections whose sections have names that are the operator's.
+const NAMED: [(&str, &str); 3] = [("repositories", ANY_REPOSITORY), ("webhook", "webhook.NAME"), ("mail", "mail.NAME")];
+
 /// Every key that the file may have, as it is written there.
 const KEYS: [(&str, &[&str]); 7] = [
     (
@@ -201,6 +206,7 @@ const KEYS: [(&str, &[&str]); 7] = [
             "server",
             "cluster",
             "repositories",
+            "notify",
         ],
     ),
     ("server", &["listen", "tls-cert", "tls-key", "state-dir", "jobs-max", "reconcile-s", "stop-timeout-s"]),
@@ -303,6 +309,8 @@ pub struct Settings {
     pub cluster: Option<Cluster>,
     /// Repositories beside the main one.
     pub repositories: BTreeMap<String, OtherRepository>,
+    /// Whom the daemon tells of what happens.
+    pub notify: Notify,
     /// The configuration file.
     pub file: PathBuf,
 }
@@ -378,6 +386,7 @@ fn settle(
         server: file.server,
         cluster: file.cluster,
         repositories: file.repositories,
+        notify: file.notify,
         file: path.to_owned(),
     })
 }
@@ -444,12 +453,14 @@ fn parse(path: &Path, text: &str) -> Result<File, Failure> {
 }
 
 fn check_keys(section: &str, table: &DeTable<'_>, wrong: &dyn Fn(usize, &str) -> Failure) -> Result<(), Failure> {
-    let known = KEYS.iter().find(|(name, _)| *name == section).map_or(&[][..], |(_, keys)| keys);
+    let mut all = KEYS.iter().chain(&notify_config::KEYS);
+    let known = all.find(|(name, _)| *name == section).map_or(&[][..], |(_, keys)| keys);
     for (key, value) in table {
         let name = key.get_ref().as_ref();
-        if section == "repositories" {
+        // The names below these are the operator's.
+        if let Some(each) = NAMED.iter().find_map(|(parent, each)| (*parent == section).then_some(*each)) {
             if let DeValue::Table(inner) = value.get_ref() {
-                check_keys(ANY_REPOSITORY, inner, wrong)?;
+                check_keys(each, inner, wrong)?;
             }
             continue;
         }

@@ -8,6 +8,7 @@ mod connect;
 mod daemon;
 mod exit;
 mod failures;
+mod notify_config;
 mod out;
 mod progress;
 mod render;

@@ -9,6 +9,7 @@ pub mod balance;
 pub mod fuzz;
 pub mod ha;
 pub mod migration;
+pub mod notify;
 pub mod placement;
 pub mod pointref;
 pub mod policy;

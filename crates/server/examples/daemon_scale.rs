@@ -182,6 +182,7 @@ fn config(dir: &Path) -> Outcome<Config> {
         stop_timeout: Duration::from_secs(10),
         node: "h1".into(),
         cluster: None,
+        notify: virtward_server::config::NotifyConfig::default(),
     })
 }
 

@@ -3,14 +3,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use jiff::Timestamp;
+use serde::Serialize;
 use virtward_api::{ClusterLeader, ClusterNode, ClusterStatus, Code, HostState, Problem};
 use virtward_cluster::{
     EmbeddedOptions, EmbeddedStore, Store,
     ca::{self, ClusterKey, Fingerprint, NewKey, Role, Subject},
+    embedded,
     state::{self, Summary},
 };
 
@@ -92,7 +94,7 @@ fn cluster_of(config: &Config) -> Result<&ClusterConfig> {
 
 /// What this host did alone goes on in the cluster: policies, tokens, history.
 async fn take_over(config: &Config, into: &dyn Store) -> Result<Option<Summary>> {
-    let path = config.state_dir.join("state.db");
+    let path = config.state_dir.join(wire_up::STATE_FILE);
     if !path.exists() {
         return Ok(None);
     }
@@ -121,6 +123,10 @@ pub async fn backup_state(config: &Config, file: &Path) -> Result<Summary> {
 
 /// Replaces the state by that of a file. Refused while any daemon beats, and, unless `replace`, where there is a state.
 pub async fn restore_state(config: &Config, file: &Path, replace: bool) -> Result<Summary> {
+    if config.cluster.is_none() && is_state_file(file)? {
+        return Err(Problem::new(Code::Conflict, format!("{} is a copy of a state file, no export", file.display()))
+            .hint(format!("virtward state restore {}", file.display())));
+    }
     let store = wire_up::state(config)?;
     let wrong = |error: virtward_cluster::Error| failures::state(&error);
     let beats = store.list(b"/v1/presence/").await.map_err(wrong)?;
@@ -227,4 +233,118 @@ fn warnings(daemon: &Daemon) -> Vec<String> {
         warnings.push(format!("the nodes run different versions: {}", versions.join(", ")));
     }
     warnings
+}
+
+/// An automatic backup of the state file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StateCopy {
+    /// The file.
+    pub file: PathBuf,
+    /// When it was made.
+    pub made: Timestamp,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// What [`restore_embedded`] did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StateRestored {
+    /// The backup that was taken.
+    pub from: PathBuf,
+    /// Where the file that was there is now.
+    pub set_aside: Option<PathBuf>,
+    /// Backups that were passed over, and why.
+    pub skipped: Vec<String>,
+    /// Revision that the state goes on from.
+    pub revision: u64,
+}
+
+/// The state file of this host, if its state is in one.
+fn state_file(config: &Config) -> Result<PathBuf> {
+    match &config.cluster {
+        Some(cluster) if !cluster.etcd.endpoints.is_empty() => Err(Problem::new(
+            Code::Conflict,
+            "the state of this host is that of its cluster, in etcd; there is no file of its own",
+        )
+        .hint("virtward cluster restore-state FILE brings a saved state of a cluster back")),
+        _ => Ok(config.state_dir.join(wire_up::STATE_FILE)),
+    }
+}
+
+/// The automatic backups of the state file, newest first.
+pub fn state_backups(config: &Config) -> Result<Vec<StateCopy>> {
+    let of = |backup: embedded::Backup| StateCopy { file: backup.path, made: backup.made, bytes: backup.bytes };
+    Ok(embedded::backups(&state_file(config)?).into_iter().map(of).collect())
+}
+
+/// Puts a backup in the place of the state file, which no daemon may use: the one that is named, or the newest automatic
+/// one that is intact. What was there is kept.
+pub async fn restore_embedded(config: &Config, named: Option<&Path>) -> Result<StateRestored> {
+    let path = state_file(config)?;
+    let stopped = |error: virtward_cluster::Error| match error {
+        virtward_cluster::Error::InUse { .. } => {
+            failures::state(&error).hint("stop the daemon of this host first: systemctl stop virtward")
+        }
+        error => failures::state(&error),
+    };
+    let candidates = match named {
+        Some(file) => vec![file.to_owned()],
+        None => embedded::backups(&path).into_iter().map(|backup| backup.path).collect(),
+    };
+    let mut skipped = Vec::new();
+    for from in candidates {
+        let made = match is_state_file(&from)? {
+            true => embedded::restore_backup(&path, &from),
+            false => from_export(&path, &from).await,
+        };
+        match made {
+            Ok(restored) => {
+                let (set_aside, revision) = (restored.set_aside, restored.revision.0);
+                return Ok(StateRestored { from, set_aside, skipped, revision });
+            }
+            Err(virtward_cluster::Error::Corrupt { what, .. }) if named.is_none() => {
+                skipped.push(format!("{} is damaged ({what}); the next older one is tried", from.display()));
+            }
+            Err(virtward_cluster::Error::Corrupt { what, .. }) => {
+                return Err(Problem::new(Code::Damaged, format!("{} is damaged ({what})", from.display()))
+                    .hint("nothing was changed; virtward state list shows other backups"));
+            }
+            Err(error) => return Err(stopped(error)),
+        }
+    }
+    let tried = if skipped.is_empty() { "there is none" } else { "all of them are damaged" };
+    Err(Problem::new(Code::NotFound, format!("no automatic backup of {} can be used: {tried}", path.display())).hint(
+        "name a copy or an export that is kept elsewhere; without one, move the state file away and the daemon begins anew: \
+         apply the policies again, restore points are in the repository",
+    ))
+}
+
+/// Whether a file is a copy of a state file; else it has to be an export.
+fn is_state_file(path: &Path) -> Result<bool> {
+    use std::io::Read;
+    let mut begins = Vec::new();
+    let file = std::fs::File::open(path).and_then(|file| file.take(16).read_to_end(&mut begins));
+    file.map_err(|error| Problem::new(Code::NotFound, format!("cannot read {}: {error}", path.display())))?;
+    // One that is cut short or empty is told as a damaged copy.
+    Ok(begins.starts_with(b"SQLite format 3\0") || !begins.starts_with(b"{"))
+}
+
+/// Makes a state file of an export, and puts that in place.
+async fn from_export(path: &Path, export: &Path) -> virtward_cluster::Result<embedded::Restored> {
+    state::inspect(export)?;
+    let staged = path.with_file_name("state-of-export.db");
+    let clear = || {
+        let _ = std::fs::remove_file(&staged);
+        let _ = std::fs::remove_dir_all(staged.with_extension("backups"));
+    };
+    clear();
+    let made = async {
+        let store = EmbeddedStore::open(&staged, EmbeddedOptions::default())?;
+        state::import(&store, export, false).await?;
+        drop(store);
+        embedded::restore_backup(path, &staged)
+    };
+    let made = made.await;
+    clear();
+    made
 }

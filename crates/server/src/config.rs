@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use virtward_decide::notify::Rules;
 use virtward_engine::{BackupOptions, Dirs};
 use virtward_repo::store::StoreOptions;
 
@@ -41,6 +42,8 @@ pub struct Config {
     pub node: String,
     /// Several daemons over one state; none: this host alone.
     pub cluster: Option<ClusterConfig>,
+    /// Whom it tells of what happens.
+    pub notify: NotifyConfig,
 }
 
 /// How several daemons make a cluster.
@@ -91,4 +94,85 @@ pub enum SecretFile {
     Password(PathBuf),
     /// The whole file is the key.
     Key(PathBuf),
+}
+
+/// Whom the daemon tells of what happens.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NotifyConfig {
+    /// Where its web interface is, for links in messages.
+    pub link: Option<String>,
+    /// Where messages go.
+    pub channels: Vec<ChannelConfig>,
+}
+
+/// One way to people.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChannelConfig {
+    /// Its name; unique.
+    pub name: String,
+    /// What is told, and how often.
+    pub rules: Rules,
+    /// Where it goes.
+    pub target: Target,
+}
+
+/// Where messages go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// HTTP POST of JSON.
+    Webhook(WebhookConfig),
+    /// Mail by SMTP.
+    Mail(MailConfig),
+}
+
+/// A text that may be secret: in the configuration, or in a file of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MaybeSecret {
+    /// Itself.
+    Here(String),
+    /// The first line of this file.
+    File(PathBuf),
+}
+
+/// A webhook. Files are read for each message, so that a secret that was replaced is used at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WebhookConfig {
+    /// Where to.
+    pub url: MaybeSecret,
+    /// Secret that messages are signed with.
+    pub secret_file: Option<PathBuf>,
+    /// Bearer token.
+    pub token_file: Option<PathBuf>,
+    /// Authorities that the server's certificate may come from; default: the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// A mail server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MailConfig {
+    /// Name or address of the server.
+    pub server: String,
+    /// Its port.
+    pub port: u16,
+    /// How the connection is protected.
+    pub tls: MailTls,
+    /// Authorities that the server's certificate may come from; default: the system's.
+    pub ca_file: Option<PathBuf>,
+    /// User, and the file whose first line is the password.
+    pub login: Option<(String, PathBuf)>,
+    /// Sender.
+    pub from: String,
+    /// Recipients.
+    pub to: Vec<String>,
+}
+
+/// How a connection to a mail server is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MailTls {
+    /// STARTTLS, and nothing is sent without it.
+    StartTls,
+    /// TLS from the first byte.
+    Implicit,
+    /// Not at all.
+    None,
 }

@@ -18,6 +18,7 @@ use virtward_engine::{Env, reconcile::inventory::Inventory};
 
 use crate::{
     access::Access,
+    alarms::Alarms,
     cluster::{
         claims::Claims,
         fleet::{Fleet, Registry},
@@ -39,6 +40,7 @@ use crate::{
     repositories::{Entry, Repositories},
     scheduler::Planned,
     table::Table,
+    tls::Certificate,
     views,
 };
 
@@ -79,14 +81,15 @@ pub struct Daemon {
     pub events: Events,
     /// Who changed what.
     pub audit: Audit,
+    /// Troubles that last, as all daemons know them.
+    pub alarms: Alarms,
     /// Counters.
     pub metrics: Metrics,
     /// Wakes the scheduler.
     pub schedule: Notify,
     /// When it started.
     pub started: Timestamp,
-    /// Fingerprint of the listener's certificate.
-    pub certificate: RwLock<Option<String>>,
+    certificate: RwLock<Option<Certificate>>,
     planned: RwLock<Arc<Planned>>,
     followed: watch::Sender<Revision>,
     stopping: AtomicBool,
@@ -127,6 +130,7 @@ impl Daemon {
             served: Served::default(),
             claims,
             policies: Policies::load(kv.clone()).await?,
+            alarms: Alarms::load(&kv).await?,
             access: Access::load(kv.clone()).await?,
             config: RwLock::new(Arc::new(config)),
             kv,
@@ -168,9 +172,20 @@ impl Daemon {
         let (node, cluster) = (now.node.clone(), now.cluster.clone());
         let next = Config { listen, socket, state_dir, connect, node, cluster, ..next };
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        self.events.notifier.reconfigure();
         self.schedule.notify_one();
         self.jobs.wake.notify_one();
         Ok(())
+    }
+
+    /// The listener's certificate.
+    pub fn certificate(&self) -> Option<Certificate> {
+        self.certificate.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Another certificate is in use.
+    pub fn set_certificate(&self, certificate: Certificate) {
+        *self.certificate.write().unwrap_or_else(PoisonError::into_inner) = Some(certificate);
     }
 
     /// The host's name as far as it is known.

@@ -1,15 +1,28 @@
 //! What happened, for people; and who changed what, for auditors.
 
-use std::{io, path::Path, sync::Arc};
+use std::{
+    collections::VecDeque,
+    io,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use jiff::Timestamp;
 use uuid::Uuid;
 use virtward_api::{AuditEntry, Event, PrincipalKind, Severity, VmRef};
+use virtward_decide::notify::Occurrence;
 
-use crate::{hub::Hub, journal::Journal};
+use crate::{
+    hub::Hub,
+    journal::Journal,
+    notify::{self, Notifier},
+};
 
 /// Events are rotated at this size, so that twice as much is kept at most.
 const EVENTS_BYTES_MAX: u64 = 32 << 20;
+
+/// Audit entries that wait for room on the disk.
+const WAITING_MAX: usize = 10_000;
 
 /// An event to come.
 #[derive(Clone, Debug)]
@@ -23,13 +36,40 @@ pub struct Note {
     pub job: Option<Uuid>,
     pub policy: Option<String>,
     pub repository: Option<String>,
+    /// See [`Note::about`].
+    pub condition: Option<(String, bool)>,
 }
 
 impl Note {
     /// About nothing in particular.
     pub fn new(severity: Severity, kind: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { severity, kind, message, vm: None, host: None, job: None, policy: None, repository: None }
+        Self {
+            severity,
+            kind,
+            message,
+            vm: None,
+            host: None,
+            job: None,
+            policy: None,
+            repository: None,
+            condition: None,
+        }
+    }
+
+    /// Names the trouble that it is about, and whether that is over: notifications repeat no trouble, and tell its end.
+    /// Without this it is its kind and its subject, and what is only good to know is the end.
+    pub fn about(self, condition: impl Into<String>, is_over: bool) -> Self {
+        Self { condition: Some((condition.into(), is_over)), ..self }
+    }
+
+    fn condition(&self) -> (String, bool) {
+        self.condition.clone().unwrap_or_else(|| {
+            let subject = self.vm.as_ref().map(|vm| vm.uuid.to_string());
+            let subject = subject.or_else(|| self.repository.clone()).or_else(|| self.host.clone());
+            let subject = subject.or_else(|| self.policy.clone()).unwrap_or_default();
+            (format!("{}/{subject}", self.kind), self.severity == Severity::Info)
+        })
     }
 }
 
@@ -37,15 +77,19 @@ impl Note {
 pub struct Events {
     journal: Journal<Event>,
     hub: Arc<Hub>,
+    /// Whom people are told by.
+    pub notifier: Arc<Notifier>,
 }
 
 impl Events {
     /// Those of the state directory.
     pub fn open(dir: &Path, hub: Arc<Hub>) -> io::Result<Self> {
-        Ok(Self { journal: Journal::open(&dir.join("events.jsonl"), Some(EVENTS_BYTES_MAX), |_| {})?, hub })
+        let journal = Journal::open(&dir.join("events.jsonl"), Some(EVENTS_BYTES_MAX), |_| {})?;
+        Ok(Self { journal, hub, notifier: Arc::default() })
     }
 
-    /// Adds one and tells of it. A full disk must not stop work: it is logged then, and told all the same.
+    /// Adds one and tells of it. A full disk must not stop work: it is logged then, kept in memory, and told
+    /// all the same.
     pub fn add(&self, note: Note) {
         let make = || Event {
             id: Uuid::now_v7().to_string(),
@@ -62,9 +106,14 @@ impl Events {
         };
         let event = self.journal.append(|_| make()).unwrap_or_else(|error| {
             tracing::error!(%error, "an event was not stored");
-            make()
+            let event = make();
+            self.journal.remember(event.clone());
+            event
         });
         self.hub.send("events", "event", &event);
+        let (condition, is_over) = note.condition();
+        let (level, kind) = (notify::level(note.severity), event.kind.clone());
+        self.notifier.tell(Occurrence { level, kind, condition, is_over, event });
     }
 
     /// Newest first.
@@ -76,6 +125,8 @@ impl Events {
 /// Who changed what.
 pub struct Audit {
     journal: Journal<AuditEntry>,
+    /// What a full disk did not take: it comes before what is next.
+    waiting: Mutex<VecDeque<(Timestamp, Deed)>>,
 }
 
 /// A change to be recorded.
@@ -110,15 +161,37 @@ impl Audit {
             }
             (last, id) = (entry.chain.clone(), entry.id);
         })?;
-        Ok((Self { journal }, broken))
+        Ok((Self { journal, waiting: Mutex::default() }, broken))
     }
 
-    /// Adds one. Blocks until it is on the disk.
+    /// Adds one. Blocks until it is on the disk. If that fails it is kept, and tried again with the next one.
     pub fn add(&self, deed: Deed) -> io::Result<()> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() >= WAITING_MAX {
+            tracing::error!(lost = ?waiting.pop_front(), "the audit log takes nothing; its oldest waiting entry is lost");
+        }
+        waiting.push_back((Timestamp::now(), deed));
+        self.write(&mut waiting)
+    }
+
+    /// Tries again what could not be written.
+    pub fn catch_up(&self) -> io::Result<()> {
+        self.write(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write(&self, waiting: &mut VecDeque<(Timestamp, Deed)>) -> io::Result<()> {
+        while let Some((at, deed)) = waiting.front() {
+            self.append(*at, deed.clone())?;
+            waiting.pop_front();
+        }
+        Ok(())
+    }
+
+    fn append(&self, at: Timestamp, deed: Deed) -> io::Result<()> {
         let make = |last: Option<&AuditEntry>| {
             let mut entry = AuditEntry {
                 id: last.map_or(1, |last| last.id + 1),
-                at: Timestamp::now(),
+                at,
                 who: deed.who,
                 via: deed.via,
                 address: deed.address,

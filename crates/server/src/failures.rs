@@ -91,6 +91,18 @@ pub fn engine(error: &EngineError) -> Problem {
 pub fn state(error: &StateError) -> Problem {
     match error {
         StateError::TooLarge { .. } => Problem::new(Code::TooLarge, error.to_string()),
+        StateError::Corrupt { path, what, remedy } => {
+            let text = format!("the daemon's state in {} is damaged ({what})", path.display());
+            Problem::new(Code::StateUnavailable, text).hint(remedy.clone())
+        }
+        StateError::Missing { path, what } => {
+            Problem::new(Code::StateUnavailable, format!("there is no state in {}", path.display())).hint(what.clone())
+        }
+        // Unavailable and not full: whoever waits for the state waits for room as well.
+        StateError::Full { location, what } => {
+            Problem::new(Code::StateUnavailable, format!("no space left for the state in {location}: {what}"))
+                .hint("nothing was changed; free some space there, and it goes on by itself")
+        }
         StateError::InUse { .. } => advised(Code::Busy, &chain(error)),
         _ => advised(Code::StateUnavailable, &chain(error)),
     }

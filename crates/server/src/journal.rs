@@ -33,6 +33,15 @@ struct Inner<T> {
     newest: VecDeque<T>,
 }
 
+impl<T> Inner<T> {
+    fn keep(&mut self, entry: T) {
+        if self.newest.len() == KEPT {
+            self.newest.pop_front();
+        }
+        self.newest.push_back(entry);
+    }
+}
+
 impl<T: Clone + Serialize + DeserializeOwned> Journal<T> {
     /// Opens or makes the file and reads it; `each` sees every entry that can be read, oldest first.
     pub fn open(path: &Path, rotate_at: Option<u64>, mut each: impl FnMut(&T)) -> std::io::Result<Self> {
@@ -81,14 +90,19 @@ impl<T: Clone + Serialize + DeserializeOwned> Journal<T> {
             inner.file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&self.path)?;
             inner.bytes = 0;
         }
-        inner.file.write_all(&line)?;
-        inner.file.sync_data()?;
-        inner.bytes += line.len() as u64;
-        if inner.newest.len() == KEPT {
-            inner.newest.pop_front();
+        if let Err(error) = inner.file.write_all(&line).and_then(|()| inner.file.sync_data()) {
+            // A full disk takes half a line. What is left of it would spoil the next one.
+            inner.file.set_len(inner.bytes)?;
+            return Err(error);
         }
-        inner.newest.push_back(entry.clone());
+        inner.bytes += line.len() as u64;
+        inner.keep(entry.clone());
         Ok(entry)
+    }
+
+    /// Keeps an entry that could not be stored, until the process ends.
+    pub fn remember(&self, entry: T) {
+        self.lock().keep(entry);
     }
 
     /// Entries that pass, newest first, from those that `is_older` lets pass; and whether there are more.

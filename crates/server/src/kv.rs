@@ -1,7 +1,7 @@
 //! Records in the state store: JSON under keys that this crate owns. What every daemon follows is below `/v1/`, what is
 //! only read when somebody asks (logs of jobs) below `/logs/`.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
@@ -14,12 +14,14 @@ use crate::failures::{self, Result};
 #[derive(Clone)]
 pub struct Kv {
     store: Arc<dyn Store>,
+    /// Why the last change was refused, if there was no room for it.
+    full: Arc<Mutex<Option<String>>>,
 }
 
 impl Kv {
     /// Over a store.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store }
+        Self { store, full: Arc::default() }
     }
 
     /// Where the state is, for people.
@@ -30,6 +32,15 @@ impl Kv {
     /// The store itself, for elections and leases.
     pub fn store(&self) -> Arc<dyn Store> {
         self.store.clone()
+    }
+
+    /// Why the last change was refused, if there was no room for it.
+    pub fn full(&self) -> Option<String> {
+        self.full.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note_full(&self, why: Option<String>) {
+        *self.full.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// All keys with a prefix as they are stored, at one revision.
@@ -71,12 +82,23 @@ impl Kv {
         loop {
             tries += 1;
             match self.store.txn(compares.clone(), ops.clone()).await {
-                Ok(outcome) => return Ok(outcome.succeeded.then_some(outcome.revision)),
+                Ok(outcome) => {
+                    // One that was refused for what it compares wrote nothing.
+                    if outcome.succeeded && !ops.is_empty() {
+                        self.note_full(None);
+                    }
+                    return Ok(outcome.succeeded.then_some(outcome.revision));
+                }
                 Err(Error::Unavailable { .. } | Error::Full { .. }) if tries < TRIES => {
                     tokio::time::sleep(std::time::Duration::from_millis(100 << tries)).await;
                 }
                 Err(Error::Indeterminate { .. }) if compares.is_empty() && tries < TRIES => {}
-                Err(error) => return Err(failures::state(&error)),
+                Err(error) => {
+                    if let Error::Full { .. } = &error {
+                        self.note_full(Some(error.to_string()));
+                    }
+                    return Err(failures::state(&error));
+                }
             }
         }
     }

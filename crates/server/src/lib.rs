@@ -19,6 +19,7 @@
 
 mod access;
 pub mod admin;
+mod alarms;
 pub mod cluster;
 pub mod config;
 mod daemon;
@@ -30,6 +31,7 @@ mod jobs;
 mod journal;
 mod kv;
 mod metrics;
+pub mod notify;
 mod peers;
 mod policies;
 mod pump;
@@ -114,7 +116,7 @@ pub async fn run(
     let listening = Listening {
         peers: peers.as_ref().and_then(|((listener, _), _)| listener.local_addr().ok()),
         https: https.as_ref().and_then(|(listener, _)| listener.local_addr().ok()),
-        certificate_sha256: daemon.certificate.read().unwrap_or_else(PoisonError::into_inner).clone(),
+        certificate_sha256: daemon.certificate().map(|certificate| certificate.sha256),
     };
     let address = config.cluster.as_ref().and_then(|cluster| cluster.address.clone());
     daemon.nodes.register(address, daemon.started).await?;
@@ -139,6 +141,8 @@ pub async fn run(
         answering.spawn(daemon.nodes.clone().beat(cluster.lease, doors.clone()));
     }
     loops.spawn(pump::housekeeping(daemon.clone(), work.clone()));
+    loops.spawn(alarms::run(daemon.clone(), work.clone()));
+    answering.spawn(notify::run(daemon.clone(), doors.clone()));
     let router = http::router(daemon.clone());
     let tls = https.as_ref().map(|(_, tls)| tls.clone());
     loops.spawn(reloading(daemon.clone(), reload, tls, work.clone()));
@@ -159,6 +163,7 @@ pub async fn run(
         loops.spawn(peers::identity::keep(daemon.clone(), identity, changed, work.clone()));
     }
     daemon.events.add(Note::new(Severity::Info, "daemon-started", "the daemon started"));
+    notify::started(&config);
     notify(&[NotifyState::Ready]);
     let _ = ready.send(listening);
 
@@ -238,12 +243,12 @@ async fn peer_listener(address: SocketAddr, identity: &Identity) -> Result<(TcpL
 }
 
 async fn https(daemon: &Daemon, address: SocketAddr) -> Result<(TcpListener, listen::Tls)> {
-    let (tls, fingerprint) = tls::load(&daemon.config(), &wire_up::node_name())?;
+    let (tls, certificate) = tls::load(&daemon.config(), &wire_up::node_name())?;
     let listener = TcpListener::bind(address).await.map_err(|error| {
         Problem::new(Code::Busy, format!("cannot listen on {address}: {error}"))
             .hint("choose another address with listen in [server] of the configuration")
     })?;
-    *daemon.certificate.write().unwrap_or_else(PoisonError::into_inner) = Some(fingerprint);
+    daemon.set_certificate(certificate);
     Ok((listener, Arc::new(RwLock::new(tls))))
 }
 
@@ -268,9 +273,9 @@ async fn reloading(daemon: Arc<Daemon>, reload: Reload, tls: Option<listen::Tls>
         };
         if let (Some(tls), Ok(())) = (&tls, &outcome) {
             match tls::load(&daemon.config(), &wire_up::node_name()) {
-                Ok((next, fingerprint)) => {
+                Ok((next, certificate)) => {
                     *tls.write().unwrap_or_else(PoisonError::into_inner) = next;
-                    *daemon.certificate.write().unwrap_or_else(PoisonError::into_inner) = Some(fingerprint);
+                    daemon.set_certificate(certificate);
                 }
                 Err(problem) => tracing::error!(%problem, "the certificate stays as it was"),
             }
@@ -280,7 +285,8 @@ async fn reloading(daemon: Arc<Daemon>, reload: Reload, tls: Option<listen::Tls>
             Err(error) => Note::new(Severity::Error, "config-refused", format!("the configuration stays: {error}")),
         };
         tracing::info!("{}", note.message);
-        daemon.events.add(note);
+        let is_over = note.severity == Severity::Info;
+        daemon.events.add(note.about("config", is_over));
         notify(&[NotifyState::Ready]);
     }
 }

@@ -11,9 +11,9 @@ use std::{
 };
 
 use serde::Serialize;
-use virtward_api::{Job, JobState};
+use virtward_api::{Job, JobKind, JobState};
 
-use crate::{daemon::Daemon, views};
+use crate::{alarms, daemon::Daemon, views, wire_up};
 
 /// What is counted since the daemon started.
 #[derive(Default)]
@@ -26,6 +26,9 @@ pub struct Metrics {
     cycle_us: AtomicU64,
     cycles: AtomicU64,
 }
+
+/// Kinds that are counted from the start.
+const KINDS: [JobKind; 5] = [JobKind::Backup, JobKind::Restore, JobKind::Verify, JobKind::Copy, JobKind::Prune];
 
 fn word(value: impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
@@ -110,6 +113,7 @@ pub fn text(daemon: &Daemon) -> String {
     text.family("virtward_vms", "gauge", "VMs by protection.", &protection);
     text.family("virtward_vm_last_point_seconds", "gauge", "When the newest restore point was taken.", &newest);
     jobs(daemon, &mut text);
+    operations(daemon, &mut text);
     repositories(daemon, &mut text);
     let requests: Vec<_> = {
         let requests = daemon.metrics.requests.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,6 +140,13 @@ fn jobs(daemon: &Daemon, text: &mut Text) {
     text.family("virtward_jobs", "gauge", "Jobs that wait or run.", &now);
     let ended: Vec<_> = {
         let ended = metrics.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ended = ended.clone();
+        // From zero on: what appears with its first failure is no increase for Prometheus.
+        for kind in KINDS {
+            for state in [JobState::Succeeded, JobState::Failed, JobState::Cancelled, JobState::Interrupted] {
+                ended.entry((word(kind), word(state))).or_default();
+            }
+        }
         let sample = |((kind, state), count): (&(String, String), &u64)| {
             (labels(&[("kind", kind), ("state", state)]), *count as f64)
         };
@@ -155,6 +166,52 @@ fn jobs(daemon: &Daemon, text: &mut Text) {
     text.family("virtward_schedule_cycles_total", "counter", "Plans that were made.", &one(cycles));
 }
 
+/// Whether the daemon itself is well.
+fn operations(daemon: &Daemon, text: &mut Text) {
+    let one = |value: f64| vec![(String::new(), value)];
+    let alarms = daemon.alarms.counts().into_iter();
+    let alarms: Vec<_> = alarms.map(|(kind, count)| (labels(&[("kind", &kind)]), count as f64)).collect();
+    text.family("virtward_alarms", "gauge", "Troubles that last, of the whole cluster, by kind.", &alarms);
+    let answers = daemon.nodes.lost_store().is_none() && daemon.kv.full().is_none();
+    let help = "1 if the state store answers and takes changes.";
+    text.family("virtward_state_store_up", "gauge", help, &one(f64::from(u8::from(answers))));
+    let leads = f64::from(u8::from(daemon.leader.is_leader()));
+    text.family("virtward_leader", "gauge", "1 if this daemon plans: alone, or elected.", &one(leads));
+    let nodes = daemon.nodes.records.all().into_iter();
+    let nodes: Vec<_> = nodes
+        .map(|(name, _)| (labels(&[("node", &name)]), f64::from(u8::from(daemon.nodes.is_there(&name)))))
+        .collect();
+    text.family("virtward_node_up", "gauge", "1 if the daemon of a node answers.", &nodes);
+    let config = daemon.config();
+    let free = alarms::state_free(&config.state_dir).map(|free| (String::new(), free as f64));
+    let help = "Bytes free where the daemon's state is.";
+    text.family("virtward_state_free_bytes", "gauge", help, &free.into_iter().collect::<Vec<_>>());
+    let newest = virtward_cluster::embedded::backups(&config.state_dir.join(wire_up::STATE_FILE));
+    let newest = newest.first().map(|backup| (String::new(), backup.made.as_second() as f64));
+    let help = "When the newest automatic backup of the state file was made.";
+    text.family("virtward_state_backup_seconds", "gauge", help, &newest.into_iter().collect::<Vec<_>>());
+    let ends = daemon.certificate().map(|certificate| (labels(&[("use", "https")]), certificate.ends));
+    let own = daemon.peers.identity().and_then(|identity| identity.credentials.identity().ok());
+    let own = own.map(|own| (labels(&[("use", "cluster")]), own.not_after));
+    let ends: Vec<_> = [ends, own].into_iter().flatten().map(|(of, at)| (of, at.as_second() as f64)).collect();
+    text.family("virtward_certificate_ends_seconds", "gauge", "When a certificate of this daemon ends.", &ends);
+    let channels = daemon.events.notifier.channels();
+    let each: Vec<_> = channels
+        .iter()
+        .flat_map(|channel| {
+            let sample =
+                |outcome: &str, count: u64| (labels(&[("channel", &channel.name), ("outcome", outcome)]), count as f64);
+            [sample("delivered", channel.delivered), sample("given-up", channel.given_up)]
+        })
+        .collect();
+    text.family("virtward_notifications_total", "counter", "Messages to people.", &each);
+    let failing = channels
+        .iter()
+        .map(|channel| (labels(&[("channel", &channel.name)]), f64::from(u8::from(channel.error.is_some()))));
+    let help = "1 if the last try of a channel failed.";
+    text.family("virtward_notification_failing", "gauge", help, &failing.collect::<Vec<_>>());
+}
+
 fn repositories(daemon: &Daemon, text: &mut Text) {
     let all: Vec<_> = daemon.repositories.all().iter().map(|entry| views::repository(daemon, entry)).collect();
     let each = |of: &dyn Fn(&virtward_api::Repository) -> Option<f64>| -> Vec<(String, f64)> {
@@ -167,6 +224,8 @@ fn repositories(daemon: &Daemon, text: &mut Text) {
     text.family("virtward_repository_bytes", "gauge", "Bytes stored.", &bytes);
     let free = each(&|one| Some(one.usage.as_ref()?.free_bytes? as f64));
     text.family("virtward_repository_free_bytes", "gauge", "Bytes free in its file system.", &free);
+    let total = each(&|one| Some(one.usage.as_ref()?.total_bytes? as f64));
+    text.family("virtward_repository_size_bytes", "gauge", "Size of its file system.", &total);
     let data = each(&|one| Some(one.usage.as_ref()?.data_bytes as f64));
     text.family("virtward_repository_data_bytes", "gauge", "Bytes of data in all restore points.", &data);
 }

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use rcgen::{CertificateParams, DnType, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use virtward_api::{Code, Problem};
@@ -18,8 +19,17 @@ use crate::{config::Config, failures::Result};
 /// A certificate of our own is made anew after this time, long before it ends.
 const OWN_AGE_MAX: Duration = Duration::from_secs(400 * 86_400);
 
-/// TLS for the listener, and the fingerprint of its certificate.
-pub fn load(config: &Config, host: &str) -> Result<(Arc<rustls::ServerConfig>, String)> {
+/// What is known of the listener's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// Its fingerprint, in hex.
+    pub sha256: String,
+    /// When it ends.
+    pub ends: Timestamp,
+}
+
+/// TLS for the listener, and its certificate.
+pub fn load(config: &Config, host: &str) -> Result<(Arc<rustls::ServerConfig>, Certificate)> {
     let (certificate, key) = match &config.tls {
         Some(files) => files.clone(),
         None => own(&config.state_dir, host)?,
@@ -32,20 +42,26 @@ pub fn load(config: &Config, host: &str) -> Result<(Arc<rustls::ServerConfig>, S
         CertificateDer::pem_file_iter(&certificate).and_then(|all| all.collect::<std::result::Result<Vec<_>, _>>());
     let chain: Vec<CertificateDer<'static>> = chain.map_err(|error| wrong(&certificate, &error))?;
     let first = chain.first().ok_or_else(|| wrong(&certificate, &"it has no certificate"))?;
-    let fingerprint = sha256(first);
+    let known =
+        Certificate { sha256: sha256(first), ends: ends(first).ok_or_else(|| wrong(&certificate, &"it is no X.509"))? };
     let secret = PrivateKeyDer::from_pem_file(&key).map_err(|error| wrong(&key, &error))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, secret))
         .map_err(|error| wrong(&certificate, &error))?;
-    Ok((Arc::new(tls), fingerprint))
+    Ok((Arc::new(tls), known))
 }
 
 /// SHA-256 in hex, as browsers show it.
 fn sha256(certificate: &CertificateDer<'_>) -> String {
     use sha2::Digest;
     hex::encode(sha2::Sha256::digest(certificate.as_ref()))
+}
+
+fn ends(certificate: &CertificateDer<'_>) -> Option<Timestamp> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Timestamp::from_second(parsed.validity().not_after.timestamp()).ok()
 }
 
 fn own(dir: &Path, host: &str) -> Result<(PathBuf, PathBuf)> {
@@ -62,7 +78,7 @@ fn own(dir: &Path, host: &str) -> Result<(PathBuf, PathBuf)> {
     names.dedup();
     let mut params = CertificateParams::new(names).map_err(|error| failed(&error))?;
     params.distinguished_name.push(DnType::CommonName, host);
-    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    let today = Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
     let date = |date: jiff::civil::Date| {
         rcgen::date_time_ymd(i32::from(date.year()), date.month().unsigned_abs(), date.day().unsigned_abs())
     };

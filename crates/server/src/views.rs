@@ -95,6 +95,10 @@ impl<'a> Views<'a> {
     }
 
     /// Whether a VM is protected, and why.
+    pub fn standing(&self, vm: Uuid) -> (ProtectionState, String) {
+        self.state(vm)
+    }
+
     fn state(&self, vm: Uuid) -> (ProtectionState, String) {
         let mut worst = (ProtectionState::Unprotected, "no policy selects it".to_owned());
         let mut rank = 0;

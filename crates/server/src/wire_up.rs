@@ -23,6 +23,9 @@ use crate::{
 /// How long a host may take to answer when only that is asked.
 const PROBE_MAX: Duration = Duration::from_secs(2);
 
+/// The state file of a host that is no node of a cluster, in its state directory.
+pub const STATE_FILE: &str = "state.db";
+
 /// What a daemon is built on.
 pub struct Wiring {
     /// The host.
@@ -49,7 +52,7 @@ pub fn state(config: &Config) -> Result<Arc<dyn Store>> {
     match &config.cluster {
         Some(cluster) if !cluster.etcd.endpoints.is_empty() => Ok(Arc::new(etcd(&cluster.etcd)?)),
         _ => {
-            let store = EmbeddedStore::open(dir.join("state.db"), EmbeddedOptions::default());
+            let store = EmbeddedStore::open(dir.join(STATE_FILE), EmbeddedOptions::default());
             Ok(Arc::new(store.map_err(|error| failures::state(&error))?))
         }
     }

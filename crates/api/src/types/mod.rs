@@ -5,6 +5,7 @@ mod cluster;
 mod event;
 mod inventory;
 mod job;
+mod notify;
 mod point;
 mod policy;
 mod repository;
@@ -22,6 +23,7 @@ pub use self::{
         BackupRequest, Job, JobError, JobKind, JobLogEntry, JobResult, JobState, JobVm, LogLevel, Origin, PlannedDisk,
         Progress, Quiesce, RestorePlan, RestoreRequest, RestoredDisk, VerifyDepth, VerifyRequest,
     },
+    notify::{NotifyChannel, NotifyKind, NotifyOutcome, NotifyTest},
     point::{Point, PointDisk, PointQuiesce},
     policy::{
         Change, Explanation, Finding, FindingSeverity, Policy, PolicyDiff, PolicyDocument, PolicyReport, PolicyVerdict,

@@ -6,6 +6,7 @@ use virtward_engine::{BackupOptions, Hooks};
 use virtward_server::{
     Listening, Reload,
     config::{ClusterConfig, Config, DEFAULT_REPOSITORY, Etcd, RepositoryConfig, SecretFile},
+    notify,
     wire_up::Wiring,
 };
 
@@ -15,7 +16,7 @@ use crate::{
     config::{self, Cluster, SecretSource, Settings},
     connect,
     exit::{Failure, Kind},
-    out,
+    notify_config, out,
 };
 
 /// Arguments of `serve`.
@@ -43,7 +44,14 @@ pub async fn run(app: &App, global: &Global) -> Result<(), Failure> {
     let config = configuration(&app.settings, connect::thaw_guard())?;
     let wiring = {
         let config = config.clone();
-        connect::blocking(move || Ok(Wiring::production(&config)?)).await?
+        connect::blocking(move || Ok(Wiring::production(&config))).await?
+    };
+    let wiring = match wiring {
+        Ok(wiring) => wiring,
+        Err(problem) => {
+            notify::start_failed(&config, &problem).await;
+            return Err(problem.into());
+        }
     };
     let (flags, settings) = (global.clone(), app.settings.clone());
     let guard = connect::thaw_guard();
@@ -67,8 +75,11 @@ pub async fn run(app: &App, global: &Global) -> Result<(), Failure> {
             )),
         }
     });
-    virtward_server::run(config, wiring, reload, app.cancel.clone(), sender).await?;
-    Ok(())
+    let outcome = virtward_server::run(config.clone(), wiring, reload, app.cancel.clone(), sender).await;
+    if let Err(problem) = &outcome {
+        notify::start_failed(&config, problem).await;
+    }
+    Ok(outcome?)
 }
 
 /// What the daemon is told.
@@ -121,6 +132,7 @@ pub fn configuration(settings: &Settings, thaw_guard: Vec<String>) -> Result<Con
         stop_timeout: Duration::from_secs(server.stop_timeout_s.unwrap_or(60)),
         node: node(settings),
         cluster: settings.cluster.as_ref().map(|cluster| self::cluster(settings, cluster)).transpose()?,
+        notify: notify_config::settle(&settings.notify)?,
     })
 }
 

@@ -7,6 +7,8 @@ mod general;
 mod image;
 mod index;
 mod mirror;
+mod operations;
+mod package;
 mod repo;
 mod retention;
 mod s3;

@@ -11,11 +11,11 @@ use std::{
 use crate::common::{Ran, Sandbox, fill};
 use serde_json::Value;
 
-const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(60);
 const UUID: &str = "6f1f3a3e-8d0b-4a57-9f0a-1f2e3d4c5b6a";
 
 /// A sandbox with a VM that is off, whose disk takes a while to read.
-fn place() -> Sandbox {
+pub fn place() -> Sandbox {
     let sandbox = Sandbox::with_repository();
     fill(&sandbox.path("web1.raw"), 0, 48 << 20, 7);
     let node = format!(
@@ -38,17 +38,23 @@ fn place() -> Sandbox {
 }
 
 /// Where the VM is.
-fn connect(sandbox: &Sandbox) -> String {
+pub fn connect(sandbox: &Sandbox) -> String {
     format!("test://{}", sandbox.text("node.xml"))
 }
 
 /// A daemon that is killed when it goes out of scope.
-struct Daemon(Child, PathBuf);
+pub struct Daemon(pub Child, PathBuf);
 
 impl Daemon {
-    fn start(sandbox: &Sandbox) -> Self {
+    pub fn start(sandbox: &Sandbox) -> Self {
         let mut command = sandbox.command(&["serve", "--connect", &connect(sandbox)]);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        Self::spawn(sandbox, command)
+    }
+
+    /// With a command of one's own.
+    pub fn spawn(sandbox: &Sandbox, mut command: std::process::Command) -> Self {
+        let child = command.spawn().unwrap();
         let mut daemon = Self(child, sandbox.path("run/api.sock"));
         let until = Instant::now() + LIMIT;
         while sandbox.run(&["status", "--json"]).code != 0 {
@@ -59,12 +65,12 @@ impl Daemon {
         daemon
     }
 
-    fn signal(&self, signal: rustix::process::Signal) {
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.0);
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
-    fn wait(&mut self) -> std::process::ExitStatus {
+    pub fn wait(&mut self) -> std::process::ExitStatus {
         let until = Instant::now() + LIMIT;
         loop {
             if let Some(status) = self.0.try_wait().unwrap() {
@@ -84,7 +90,7 @@ impl Drop for Daemon {
 }
 
 /// Asks the API as any program would.
-fn ask(daemon: &Daemon, method: &str, path: &str, body: &str) -> Value {
+pub fn ask(daemon: &Daemon, method: &str, path: &str, body: &str) -> Value {
     use std::io::{Read, Write};
     let mut stream = std::os::unix::net::UnixStream::connect(&daemon.1).unwrap();
     stream.set_read_timeout(Some(LIMIT)).unwrap();
@@ -101,7 +107,7 @@ fn ask(daemon: &Daemon, method: &str, path: &str, body: &str) -> Value {
     serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"))
 }
 
-fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
     let until = Instant::now() + LIMIT;
     while !is_so() {
         assert!(Instant::now() < until, "waited too long for {what}");

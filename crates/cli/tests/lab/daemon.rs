@@ -1,7 +1,7 @@
 //! The daemon on a real host: a policy that is due backs up a running guest by itself.
 
 use std::{
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -119,4 +119,57 @@ fn a_daemon_killed_in_any_phase_of_a_backup_does_it_again_and_the_guest_goes_on(
     }
     lab.assert_guest_went_on("web1");
     lab.assert_sound();
+}
+
+/// The same command with the privileges that the systemd unit leaves it.
+fn confined(command: &Command) -> Command {
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/virtward.service");
+    let unit = std::fs::read_to_string(unit).expect("the unit");
+    assert!(unit.contains("\nNoNewPrivileges=yes\n"));
+    let kept = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("capabilities");
+    let kept: Vec<String> =
+        kept.split_whitespace().map(|name| format!("+{}", name.trim_start_matches("CAP_").to_lowercase())).collect();
+    let mut inner = Command::new("setpriv");
+    inner.arg(format!("--bounding-set=-all,{}", kept.join(","))).args(["--inh-caps=-all", "--no-new-privs"]);
+    inner.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => inner.env(name, value),
+            None => inner.env_remove(name),
+        };
+    }
+    command.get_current_dir().map(|dir| inner.current_dir(dir));
+    inner
+}
+
+#[test]
+fn with_the_privileges_that_its_unit_leaves_the_daemon_backs_up_and_restores() {
+    let lab = Lab::quick(1);
+    lab.guest("web1", &[]);
+    let state = lab.path("state").display().to_string();
+    lab.write_config("h1", &format!("[server]\nstate-dir = {state:?}\nreconcile-s = 5\n"));
+    let before = lab.guest_sh("web1", CHECKSUMS);
+    let mut command = confined(&lab.virtward(&["serve"]));
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the daemon starts");
+    let _daemon = Daemon(child);
+    wait("the daemon to see the guest", Duration::from_secs(60), || {
+        json(&lab, &["status", "--json"])["vms"]["running"] == 1
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let api = Client::unix(lab.path("run/api.sock"));
+    let restore = json!({"point": "web1@latest", "name": "web1-by-daemon"});
+    for (path, request) in
+        [("/api/v1/jobs/backup", json!({"vm": "web1", "quiesce": "required"})), ("/api/v1/jobs/restore", restore)]
+    {
+        let job: Value = runtime.block_on(api.post(path, &request, None)).expect("a job");
+        let job = format!("/api/v1/jobs/{}", job["id"].as_str().expect("an id"));
+        wait(path, Duration::from_secs(120), || {
+            let job: Value = runtime.block_on(api.get(&job)).expect("an answer");
+            assert_ne!(job["state"], "failed", "{job}");
+            job["state"] == "succeeded"
+        });
+    }
+    assert_eq!(lab.state("h1", "web1-by-daemon"), "shut off");
+    lab.assert_nothing_left("h1", "web1");
+    lab.assert_boots("web1@latest", "web1-restored", &before);
 }

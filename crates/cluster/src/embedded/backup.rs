@@ -73,13 +73,14 @@ pub(super) fn advise(path: &Path, error: Error) -> Error {
 pub(super) fn remedy(path: &Path) -> String {
     let found = backups(path);
     let Some(newest) = found.first() else {
-        return "there is no automatic backup of it; restore an export with `virtward cluster restore-state FILE`"
+        return "there is no automatic backup of it; bring back a copy or an export that is kept elsewhere: virtward \
+                state restore FILE"
             .into();
     };
     let list: Vec<String> = found.iter().take(5).map(|backup| format!("  {backup}")).collect();
     format!(
-        "automatic backups, newest first:\n{}\nrestore one with `virtward cluster restore-state {}`; the damaged file \
-         is kept",
+        "automatic backups, newest first:\n{}\nbring the newest back with: virtward state restore {}\nthe damaged file is \
+         kept",
         list.join("\n"),
         newest.path.display()
     )

@@ -206,9 +206,7 @@ impl Worker {
                 self.shared.changed.send_replace(revision);
                 Ok(())
             }
-            Err(CommitError::Refused(what)) => {
-                Err(Error::Full { location, what: format!("{what}; free some space on its file system") })
-            }
+            Err(CommitError::Refused(what)) => Err(Error::Full { location, what }),
             Err(CommitError::Unknown(what)) => {
                 tracing::error!(path = location, what, "writing the cluster's state failed");
                 self.file = None;

@@ -121,7 +121,7 @@ async fn damage_is_told_with_the_backups_and_the_command() {
         let text = error.to_string();
         assert!(matches!(error, Error::Corrupt { .. }), "{what}: {error:?}");
         assert!(text.contains(path.to_str().unwrap()), "{what}: {text}");
-        assert!(text.contains(&format!("virtward cluster restore-state {}", backup.path.display())), "{what}: {text}");
+        assert!(text.contains(&format!("virtward state restore {}", backup.path.display())), "{what}: {text}");
         assert!(fs::read(&path).unwrap() == bytes, "{what}: the damaged file is evidence");
     }
 

@@ -103,6 +103,7 @@ async fn everything(daemon: &Arc<Daemon>) -> Result<Revision> {
     read!(daemon.claims.table, claim);
     read!(daemon.jobs.cancels, cancel_asked);
     read!(daemon.jobs.remote, progress);
+    read!(daemon.alarms.table, |_: &Arc<Daemon>, _| {});
     read!(daemon.jobs.past, |_: &Arc<Daemon>, _| {});
     read!(daemon.jobs.table, job);
     settled(daemon);
@@ -133,6 +134,7 @@ fn apply(daemon: &Arc<Daemon>, change: &Change, at: Revision) {
         || to(&daemon.jobs.remote, it, |changed| progress(daemon, changed))
         || to(&daemon.claims.table, it, |changed| claim(daemon, changed))
         || to(&daemon.vms.table, it, |_| {})
+        || to(&daemon.alarms.table, it, |_| {})
         || to(&daemon.policies.table, it, |changed| policy(daemon, changed))
         || to(&daemon.access.table, it, |_| {})
         || to(&daemon.repositories.table, it, |changed| repository(daemon, changed))

@@ -15,7 +15,10 @@ use virtward_engine::Cancel;
 use crate::{
     daemon::Daemon,
     events::Note,
-    jobs::record::{Place, Record, Work},
+    jobs::{
+        self,
+        record::{Place, Record, Work},
+    },
 };
 
 /// Between two looks.
@@ -80,7 +83,7 @@ async fn lost(daemon: &Daemon, seen: &Seen, record: &Record) {
             let mut note = Note::new(Severity::Warning, "job-interrupted", why);
             (note.job, note.vm, note.host) =
                 (Some(record.job.id), record.job.vm.clone(), Some(record.job.host.clone()));
-            daemon.events.add(note);
+            daemon.events.add(note.about(jobs::runner::condition(&record.job), false));
         }
         Err(problem) => tracing::debug!(job = %record.job.id, %problem, "it was not told as interrupted"),
     }

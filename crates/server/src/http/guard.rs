@@ -149,7 +149,7 @@ pub async fn guard(State(daemon): State<Arc<Daemon>>, mut request: Request, next
         .await
     };
     if let Err(problem) = audited {
-        tracing::error!(%problem, route = route.name, "a change was made and not recorded");
+        tracing::error!(%problem, route = route.name, "a change was made and is not recorded yet");
     }
     response
 }

@@ -13,6 +13,7 @@ pub mod guard;
 mod jobs;
 pub mod listen;
 mod lists;
+mod notify;
 pub mod params;
 mod policies;
 mod stream;
@@ -72,6 +73,8 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/api/v1/jobs/{job}/cancel", post(jobs::cancel))
         .route("/api/v1/events", get(lists::events))
         .route("/api/v1/audit", get(lists::audit))
+        .route("/api/v1/notifications", get(notify::list))
+        .route("/api/v1/notifications/test", post(notify::test))
         .route("/api/v1/session", post(tokens::log_in).delete(tokens::log_out))
         .route("/api/v1/whoami", get(tokens::whoami))
         .route("/api/v1/tokens", get(tokens::list).post(tokens::create))

@@ -1,6 +1,6 @@
 //! The daemon itself: health, version, overview, settings, metrics.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use axum::{
     extract::State,
@@ -14,7 +14,7 @@ use virtward_api::{
 };
 
 use super::answer::{Answer, ok};
-use crate::{daemon::Daemon, metrics::text, views, views::Views};
+use crate::{alarms, daemon::Daemon, metrics::text, views, views::Views};
 
 /// Items of each list in the overview.
 const SHOWN: usize = 20;
@@ -30,6 +30,18 @@ pub async fn readyz(State(daemon): State<Arc<Daemon>>) -> Response {
     }
     if let Err(problem) = daemon.kv.get::<serde_json::Value>("/v1/ready").await {
         troubles.push(problem.detail);
+    }
+    if let Some(why) = daemon.kv.full() {
+        // Nothing may be written any more, or was: asked anew, so that it is ready as soon as there is room.
+        let node = &daemon.nodes.me.name;
+        if daemon.kv.put(&format!("/ready/{node}"), &Timestamp::now()).await.is_err() {
+            troubles.push(why);
+        }
+    }
+    let config = daemon.config();
+    let dir = &config.state_dir;
+    if alarms::state_free(dir).is_some_and(|free| free < alarms::STATE_MIN) {
+        troubles.push(format!("there is no room left in {} for the daemon's state; free some", dir.display()));
     }
     match troubles.is_empty() {
         true => "ready\n".into_response(),
@@ -62,7 +74,7 @@ pub async fn settings(State(daemon): State<Arc<Daemon>>) -> Answer {
         state_dir: config.state_dir.display().to_string(),
         socket: config.socket.display().to_string(),
         listen: config.listen.map(|address| address.to_string()),
-        certificate_sha256: daemon.certificate.read().unwrap_or_else(PoisonError::into_inner).clone(),
+        certificate_sha256: daemon.certificate().map(|certificate| certificate.sha256),
         connect: config.connect.clone(),
         repositories: daemon.repository_names().into_iter().collect(),
         jobs_max: config.jobs_max,

@@ -445,5 +445,11 @@ fn told(daemon: &Daemon, job: &Job) {
     note.vm = job.vm.clone();
     note.policy.clone_from(&job.origin.policy);
     note.repository = Some(job.repository.clone());
-    daemon.events.add(note);
+    daemon.events.add(note.about(condition(job), job.state == JobState::Succeeded));
+}
+
+/// What a job's failure is called until one of the same kind and subject succeeds.
+pub fn condition(job: &Job) -> String {
+    let subject = job.vm.as_ref().map_or_else(|| job.repository.clone(), |vm| vm.uuid.to_string());
+    format!("job/{:?}/{subject}", job.kind)
 }

@@ -6,6 +6,8 @@
 //! an address shows is decided in the browser (`assets/router.js`); the server only has to know which addresses are
 //! pages. Everything here may be read by anybody: what needs a log-in comes from the API.
 
+mod reference;
+
 use std::sync::LazyLock;
 
 use axum::{
@@ -71,6 +73,7 @@ const ASSETS: &[(&str, &str)] = assets![
     "pages/vm.js",
     "pages/vms.js",
     "parts.css",
+    "reference.css",
     "router.js",
     "shell.js",
     "stream.js",
@@ -102,7 +105,7 @@ static SHELL: LazyLock<Shell> = LazyLock::new(|| {
 /// Routes of the pages and their assets, for any state.
 pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     let pages = PAGES.iter().fold(Router::new(), |router, path| router.route(path, get(page)));
-    pages.route("/assets/{hash}/{*name}", get(asset))
+    pages.route("/api", get(reference)).route("/assets/{hash}/{*name}", get(asset))
 }
 
 async fn page(headers: HeaderMap) -> Response {
@@ -111,6 +114,22 @@ async fn page(headers: HeaderMap) -> Response {
     match headers.get(header::IF_NONE_MATCH) == Some(&SHELL.etag) {
         true => (StatusCode::NOT_MODIFIED, caching).into_response(),
         false => (caching, [(header::CONTENT_TYPE, "text/html; charset=utf-8")], SHELL.html.as_str()).into_response(),
+    }
+}
+
+/// The API, for people.
+async fn reference(headers: HeaderMap) -> Response {
+    static PAGE: LazyLock<(String, HeaderValue)> = LazyLock::new(|| {
+        let html = reference::PAGE.replace("HASH", &SHELL.hash);
+        let hash = blake3::hash(html.as_bytes()).to_hex();
+        let etag = HeaderValue::try_from(format!("\"{}\"", &hash[..16])).unwrap_or(HeaderValue::from_static("\"0\""));
+        (html, etag)
+    });
+    let (html, etag) = &*PAGE;
+    let caching = [(header::CACHE_CONTROL, HeaderValue::from_static("no-cache")), (header::ETAG, etag.clone())];
+    match headers.get(header::IF_NONE_MATCH) == Some(etag) {
+        true => (StatusCode::NOT_MODIFIED, caching).into_response(),
+        false => (caching, [(header::CONTENT_TYPE, "text/html; charset=utf-8")], html.as_str()).into_response(),
     }
 }
 

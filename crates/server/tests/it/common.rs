@@ -201,6 +201,7 @@ impl Place {
                 dir: self.path("cluster"),
                 lease: Duration::from_secs(1),
             }),
+            notify: virtward_server::config::NotifyConfig::default(),
         }
     }
 

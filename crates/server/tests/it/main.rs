@@ -8,6 +8,8 @@ mod common;
 mod fuzz;
 mod jobs;
 mod lists;
+mod notify;
+mod operations;
 mod policies;
 mod stream;
 mod web;

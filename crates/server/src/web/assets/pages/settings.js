@@ -104,7 +104,7 @@ export default function settings({ who, change, load }) {
       [t('nav.repositories'), data.repositories.join(', ')],
       [t('settings.jobs-max'), number(data.jobs_max)],
       [t('settings.reconcile'), duration(data.reconcile_s)],
-      [t('settings.api'), h('a', { href: '/api/v1/openapi.json', target: '_blank', rel: 'noopener' }, 'OpenAPI 3.1')])));
+      [t('settings.api'), h('a', { href: '/api', target: '_blank', rel: 'noopener' }, 'OpenAPI 3.1')])));
   }
 
   return {
