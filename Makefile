@@ -3,7 +3,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 BIN = target/release
 
-.PHONY: all build setup demo test fuzz soak bench lint fmt install uninstall deb clean
+.PHONY: all build setup demo test fuzz chaos soak bench lint fmt install uninstall deb clean
 
 all: build
 
@@ -30,6 +30,13 @@ FUZZ_SECONDS ?= 60
 fuzz:
 	scripts/setup.sh fuzz
 	scripts/fuzz.sh $(FUZZ_SECONDS)
+
+# Random faults against the failover of real guests, CHAOS_ROUNDS times; a seed that failed is played again with VIRTWARD_SEED.
+CHAOS_ROUNDS ?= 30
+chaos:
+	scripts/setup.sh test
+	$(CARGO) build -p virtward-cli -p virtward-lab
+	VIRTWARD_ROUNDS=$(CHAOS_ROUNDS) $(CARGO) test -p virtward-cli --test lab ha_failover::chaos -- --ignored --nocapture
 
 # Hours-long or large: not part of every change.
 soak:

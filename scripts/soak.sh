@@ -10,6 +10,9 @@ VIRTWARD_SOAK_GARAGE="$tools/bin/garage" cargo test -p virtward-repo --test s3 s
 # Writers, collectors, copies and crashes in many more orders than `make test` tries.
 VIRTWARD_SEEDS="${VIRTWARD_SEEDS:-20000}" cargo test -p virtward-repo --test it races::nothing_acknowledged
 
+# High availability: faults in many more orders; a seed that fails prints its log and how to play it again.
+VIRTWARD_SEEDS="${VIRTWARD_HA_SEEDS:-10000}" cargo test --release -p virtward-decide --lib ha::sim::tests::no_seed
+
 # Every parser, with whatever a fuzzer makes up.
 scripts/fuzz.sh "${VIRTWARD_FUZZ_SECONDS:-600}"
 

@@ -121,6 +121,13 @@ impl Client {
         self.read(self.send(Method::POST, path, &key, Some(body)).await?)
     }
 
+    /// Does something that is answered with nothing.
+    pub async fn act(&self, path: &str, body: &impl Serialize) -> Result<()> {
+        let body = serde_json::to_vec(body).map_err(|error| self.protocol(error))?;
+        let answer = self.send(Method::POST, path, &[], Some(body)).await?;
+        self.check(&answer)
+    }
+
     /// Sets something, at a revision if one is given.
     pub async fn put<T: DeserializeOwned>(
         &self,

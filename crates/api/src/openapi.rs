@@ -149,6 +149,7 @@ fn response(route: &Route, schemas: &mut Schemas) -> Value {
 fn content(body: &Body, schemas: &mut Schemas) -> Option<Value> {
     let schema = match body {
         Body::None => return None,
+        Body::Text(kind @ "application/json") => return Some(json!({*kind: {"schema": {"type": "object"}}})),
         Body::Text(kind) => return Some(json!({*kind: {"schema": {"type": "string"}}})),
         Body::One(shape) | Body::Either(shape, _) => reference(&(shape.0)(schemas)),
         Body::List(shape) => json!({"type": "array", "items": reference(&(shape.0)(schemas))}),
@@ -160,6 +161,8 @@ fn content(body: &Body, schemas: &mut Schemas) -> Option<Value> {
                 "next": {"type": ["string", "null"], "description": "Cursor of the next page; null on the last one."},
                 "total": {"type": ["integer", "null"], "description": "How many there are in all; null where \
                           counting would cost too much."},
+                "missing": {"type": "array", "items": {"type": "string"}, "description": "Of a list that every node \
+                            has its own part of: the nodes that did not answer."},
             },
         }),
     };

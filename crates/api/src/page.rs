@@ -11,6 +11,9 @@ pub struct Page<T> {
     pub next: Option<String>,
     /// How many there are in all, with these filters; null where counting would cost too much.
     pub total: Option<u64>,
+    /// Of a list that every node has its own part of: the nodes that did not answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
 }
 
 impl<T> Page<T> {

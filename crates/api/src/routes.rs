@@ -99,7 +99,17 @@ const LIMIT: Param = Param { name: "limit", kind: "integer", help: "Items per pa
 const CURSOR: Param = text("cursor", "The `next` of the page before.");
 const REPOSITORY: Param = text("repository", "Name of a repository; default: all of them, or `default` for one point.");
 
-const PAGE: &[Param] = &[LIMIT, CURSOR];
+const NODE: Param = text(
+    "node",
+    "Whose: the name of a node, or `all`; default: the daemon's that answers. `missing` names who did not.",
+);
+
+const HOSTS: &[Param] = &[
+    text("name", "Only names that contain this; with `*` or `?`, only names that match it whole."),
+    text("state", "Only hosts in this state: up, libvirtd-down, down, unknown."),
+    LIMIT,
+    CURSOR,
+];
 const VMS: &[Param] = &[
     text("name", "Only names that contain this; with `*` or `?`, only names that match it whole."),
     text("tag", "Only VMs with this tag."),
@@ -121,6 +131,7 @@ const JOBS: &[Param] = &[
     text("vm", "Only jobs about this VM, by name or UUID."),
     text("policy", "Only jobs of this policy."),
     text("repository", "Only jobs that use this repository."),
+    text("host", "Only jobs of this host."),
     LIMIT,
     CURSOR,
 ];
@@ -129,11 +140,17 @@ const EVENTS: &[Param] = &[
     text("kind", "Only events of this kind."),
     text("vm", "Only events about this VM, by UUID."),
     text("job", "Only events about this job."),
+    NODE,
     LIMIT,
     CURSOR,
 ];
-const AUDIT: &[Param] =
-    &[text("who", "Only what this one did."), text("action", "Only this action, such as policy.put."), LIMIT, CURSOR];
+const AUDIT: &[Param] = &[
+    text("who", "Only what this one did."),
+    text("action", "Only this action, such as policy.put."),
+    NODE,
+    LIMIT,
+    CURSOR,
+];
 const LOG: &[Param] = &[
     Param { name: "after", kind: "integer", help: "Only entries with a greater `seq`." },
     Param { name: "limit", kind: "integer", help: "Most entries, 1 to 1000; default 1000." },
@@ -286,11 +303,123 @@ pub const ROUTES: &[Route] = &[
         ..POST
     },
     Route {
+        path: "/api/v1/ha",
+        name: "ha",
+        tag: "ha",
+        summary: "High availability: hosts, how well each is protected, and protected VMs",
+        response: Body::One(Shape::of::<HaStatus>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/ha/arm",
+        name: "ha-arm",
+        tag: "ha",
+        summary: "Fence silent hosts and restart VMs (again)",
+        access: ADMIN,
+        request: Body::One(Shape::of::<HaReason>()),
+        response: Body::One(Shape::of::<HaStatus>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/ha/disarm",
+        name: "ha-disarm",
+        tag: "ha",
+        summary: "Fence nobody and restart nothing until it is armed again",
+        help: "Guests run on and watchdogs are stopped. Refused while a host is being fenced.",
+        access: ADMIN,
+        request: Body::One(Shape::of::<HaReason>()),
+        response: Body::One(Shape::of::<HaStatus>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/ha/capacity",
+        name: "ha-capacity",
+        tag: "ha",
+        summary: "What would not run again if hosts were lost",
+        response: Body::One(Shape::of::<HaCapacity>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/ha/hosts/{host}/test-fencing",
+        name: "ha-test-fencing",
+        tag: "ha",
+        summary: "Test the fence devices of a host",
+        help: "Looks at them in every way that switches nothing; with `power_cycle` also switches the host off and on, \
+               which is refused while it is in service.",
+        access: ADMIN,
+        request: Body::One(Shape::of::<HaFenceTestRequest>()),
+        response: Body::One(Shape::of::<HaFenceTest>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/ha/hosts/{host}/confirm-off",
+        name: "ha-confirm-off",
+        tag: "ha",
+        summary: "A person's word that a host is off",
+        help: "Frees its VMs where nothing else proves that it does not run them any more. If it does run them, their \
+               disks are lost. Not believed of a host that sends heartbeats.",
+        access: ADMIN,
+        request: Body::One(Shape::of::<HaReason>()),
+        status: 202,
+        response: Body::One(Shape::of::<HaStatus>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/ha/vms/{vm}",
+        name: "ha-vm",
+        tag: "ha",
+        summary: "A protected VM: where it is, why, and what it waits for",
+        response: Body::One(Shape::of::<HaExplanation>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/ha/vms/{vm}/enable",
+        name: "ha-enable",
+        tag: "ha",
+        summary: "Protect a VM, or change how it is protected",
+        help: "Its host has to be in service. From then on libvirt starts it only when it was claimed.",
+        access: ADMIN,
+        request: Body::One(Shape::of::<HaPolicy>()),
+        response: Body::One(Shape::of::<HaVm>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/ha/vms/{vm}/disable",
+        name: "ha-disable",
+        tag: "ha",
+        summary: "Protect a VM no longer",
+        help: "It runs on where it runs. Refused while it is lost: nobody would know who may write to its disks.",
+        access: ADMIN,
+        status: 204,
+        ..POST
+    },
+    Route {
+        path: "/api/v1/ha/vms/{vm}/move",
+        name: "ha-move",
+        tag: "ha",
+        summary: "Announce that a protected VM migrates, or say where it is after that",
+        help: "For whoever migrates it, as `virtward vm migrate` does. Between the two calls both hosts count as having it.",
+        access: OPERATOR,
+        request: Body::One(Shape::of::<HaMove>()),
+        response: Body::One(Shape::of::<HaVm>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/ha/vms/{vm}/start",
+        name: "ha-start",
+        tag: "ha",
+        summary: "Start a protected VM, on the host that is best",
+        access: OPERATOR,
+        status: 202,
+        response: Body::One(Shape::of::<HaVm>()),
+        ..POST
+    },
+    Route {
         path: "/api/v1/hosts",
         name: "hosts",
         tag: "inventory",
         summary: "Hosts",
-        query: PAGE,
+        query: HOSTS,
         response: Body::Page(Shape::of::<Host>()),
         ..GET
     },

@@ -20,8 +20,8 @@ use virtward_hypervisor::libvirt::exit_now;
 use crate::{
     cli::{Cli, Command, Internal},
     commands::{
-        backup, balance, cluster, completions, hook, host, inventory, job, man, notify, policy, repo, restore, serve,
-        state, status, storage, thaw_guard, token, upgrade_plan, vm,
+        backup, balance, cluster, completions, ha, hook, host, inventory, job, man, notify, policy, repo, restore,
+        serve, state, status, storage, thaw_guard, token, upgrade_plan, vm,
     },
     config::{self, Settings},
     exit::{Failure, Kind},
@@ -128,6 +128,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Cluster(command) => cluster::run(&app, command).await,
             Command::Notify(command) => notify::run(&app, command).await,
             Command::State(command) => state::run(&app, command).await,
+            Command::Ha(command) => ha::run(&app, command).await,
             Command::Completions(_) | Command::Man(_) | Command::Hook(_) | Command::Internal(_) => Ok(()),
         }
     });

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, balance, cluster, completions, hook, host, inventory, job, man, notify, policy, repo, restore, serve,
+    backup, balance, cluster, completions, ha, hook, host, inventory, job, man, notify, policy, repo, restore, serve,
     state, status, storage, thaw_guard, token, upgrade_plan, vm,
 };
 
@@ -130,6 +130,9 @@ pub enum Command {
     /// The state file of this host: its backups, and the way back to one
     #[command(subcommand)]
     State(state::Command),
+    /// High availability: protect VMs, hosts and how well they are protected
+    #[command(subcommand)]
+    Ha(ha::Command),
     /// Print a completion script for a shell
     Completions(completions::Args),
     /// Print or write the manual pages

@@ -55,6 +55,7 @@ struct File {
     retention: Retention,
     server: Server,
     cluster: Option<Cluster>,
+    ha: Option<Ha>,
     repositories: BTreeMap<String, OtherRepository>,
     notify: Notify,
 }
@@ -85,6 +86,69 @@ pub struct Cluster {
     pub lease_s: Option<u64>,
 }
 
+/// `[ha]`: this host restarts VMs of others, and lets its own be restarted. Times are in milliseconds.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Ha {
+    /// `/dev/watchdog`, or a keeper's socket.
+    pub watchdog: Option<PathBuf>,
+    /// Directories on shared storage for the disks' leases.
+    pub lease_dirs: Vec<PathBuf>,
+    /// Ask the other hosts when etcd is lost, instead of ending the guests.
+    pub failsafe: Option<bool>,
+    /// Memory for guests; default: the host's, less an eighth and 1 GiB.
+    #[serde(deserialize_with = "size")]
+    pub memory: Option<Bytes>,
+    /// Fence devices, of every host.
+    pub fence: Vec<Fence>,
+    /// libvirt's directory of hooks.
+    pub hooks_dir: Option<PathBuf>,
+    /// libvirt's runtime directory.
+    pub libvirt_dir: Option<PathBuf>,
+    /// h.
+    pub heartbeat_ms: Option<u64>,
+    /// m.
+    pub fresh_ms: Option<u64>,
+    /// W.
+    pub watchdog_ms: Option<u64>,
+    /// R.
+    pub reset_ms: Option<u64>,
+    /// The part of R for writes in flight.
+    pub drain_ms: Option<u64>,
+    /// Clocks differ by at most so many millionths.
+    pub drift_ppm: Option<u64>,
+    /// Silence after which a host is declared dead.
+    pub silence_ms: Option<u64>,
+    /// How long a watchdog's firing is waited for.
+    pub wait_ms: Option<u64>,
+    /// How long a VM may take to start.
+    pub start_ms: Option<u64>,
+}
+
+/// `[[ha.fence]]`: a device that takes a host's power away.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Fence {
+    /// Node whose power it switches.
+    pub host: String,
+    /// What people call it.
+    pub name: String,
+    /// Fence agent, such as `fence_ipmilan`, or an absolute path.
+    pub agent: String,
+    /// Level 1 is tried first.
+    pub level: Option<u8>,
+    /// The agent's parameters.
+    pub parameters: BTreeMap<String, String>,
+    /// Parameters whose value is the first line of a file.
+    pub secrets: BTreeMap<String, PathBuf>,
+    /// Seconds that one call may take.
+    pub timeout_s: Option<u16>,
+    /// Seconds after a switch that the device may still say on.
+    pub verify_s: Option<u16>,
+    /// Further attempts.
+    pub retries: Option<u8>,
+}
+
 /// `[server]`: what `virtward serve` does.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
@@ -99,6 +163,12 @@ pub struct Server {
     pub state_dir: Option<PathBuf>,
     /// Most jobs at a time.
     pub jobs_max: Option<u32>,
+    /// Most backups at a time in the cluster.
+    pub cluster_backups_max: Option<u32>,
+    /// Most backups at a time that read from one storage.
+    pub storage_backups_max: Option<u32>,
+    /// Most backups at a time that write to one repository.
+    pub repository_backups_max: Option<u32>,
     /// Seconds between two complete looks at the hypervisor.
     pub reconcile_s: Option<u64>,
     /// Seconds that running jobs may take to clean up when the daemon stops.
@@ -187,7 +257,7 @@ const ANY_REPOSITORY: &str = "repositories.NAME";
 const NAMED: [(&str, &str); 3] = [("repositories", ANY_REPOSITORY), ("webhook", "webhook.NAME"), ("mail", "mail.NAME")];
 
 /// Every key that the file may have, as it is written there.
-const KEYS: [(&str, &[&str]); 7] = [
+const KEYS: [(&str, &[&str]); 9] = [
     (
         "",
         &[
@@ -205,15 +275,52 @@ const KEYS: [(&str, &[&str]); 7] = [
             "retention",
             "server",
             "cluster",
+            "ha",
             "repositories",
             "notify",
         ],
     ),
-    ("server", &["listen", "tls-cert", "tls-key", "state-dir", "jobs-max", "reconcile-s", "stop-timeout-s"]),
+    (
+        "server",
+        &[
+            "listen",
+            "tls-cert",
+            "tls-key",
+            "state-dir",
+            "jobs-max",
+            "cluster-backups-max",
+            "storage-backups-max",
+            "repository-backups-max",
+            "reconcile-s",
+            "stop-timeout-s",
+        ],
+    ),
     (
         "cluster",
         &["name", "listen", "address", "etcd", "etcd-prefix", "etcd-ca", "etcd-cert", "etcd-key", "dir", "lease-s"],
     ),
+    (
+        "ha",
+        &[
+            "watchdog",
+            "lease-dirs",
+            "failsafe",
+            "memory",
+            "fence",
+            "hooks-dir",
+            "libvirt-dir",
+            "heartbeat-ms",
+            "fresh-ms",
+            "watchdog-ms",
+            "reset-ms",
+            "drain-ms",
+            "drift-ppm",
+            "silence-ms",
+            "wait-ms",
+            "start-ms",
+        ],
+    ),
+    ("ha.fence", &["host", "name", "agent", "level", "parameters", "secrets", "timeout-s", "verify-s", "retries"]),
     (ANY_REPOSITORY, &["location", "password-file", "key-file"]),
     (
         "s3",
@@ -307,6 +414,8 @@ pub struct Settings {
     pub server: Server,
     /// How the daemons of several hosts work together, if they do.
     pub cluster: Option<Cluster>,
+    /// High availability, if this host takes part in it.
+    pub ha: Option<Ha>,
     /// Repositories beside the main one.
     pub repositories: BTreeMap<String, OtherRepository>,
     /// Whom the daemon tells of what happens.
@@ -385,6 +494,7 @@ fn settle(
         retention: file.retention,
         server: file.server,
         cluster: file.cluster,
+        ha: file.ha,
         repositories: file.repositories,
         notify: file.notify,
         file: path.to_owned(),
@@ -473,8 +583,18 @@ fn check_keys(section: &str, table: &DeTable<'_>, wrong: &dyn Fn(usize, &str) ->
                 None => failure.hint(format!("known keys: {}", known.join(", "))),
             });
         }
-        if let DeValue::Table(inner) = value.get_ref() {
-            check_keys(name, inner, wrong)?;
+        match value.get_ref() {
+            // The names of an agent's parameters are the agent's.
+            DeValue::Table(_) if section == "ha.fence" => {}
+            DeValue::Table(inner) => check_keys(name, inner, wrong)?,
+            DeValue::Array(items) if (section, name) == ("ha", "fence") => {
+                for item in items {
+                    if let DeValue::Table(inner) = item.get_ref() {
+                        check_keys("ha.fence", inner, wrong)?;
+                    }
+                }
+            }
+            _ => {}
         }
     }
     Ok(())

@@ -66,6 +66,18 @@ pub enum Error {
         /// Why.
         what: String,
     },
+    /// Certificates do not fit together: this client does not trust the store's, or the store not this client's. Nothing
+    /// was changed. A person must act.
+    #[error(
+        "this node and the cluster's state store {location} do not trust each other's certificates: {what}; check \
+         etcd-ca, etcd-cert and etcd-key in [cluster] of the configuration, and etcd's own certificate"
+    )]
+    Untrusted {
+        /// Endpoints.
+        location: String,
+        /// Who refused what.
+        what: String,
+    },
     /// There is no space for the change. Nothing was changed. Retry when there is space.
     #[error("no space left for the cluster's state in {location}: {what}; nothing was changed")]
     Full {

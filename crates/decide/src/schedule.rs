@@ -20,6 +20,7 @@ pub mod explain;
 pub mod lint;
 pub mod plan;
 pub mod report;
+pub mod room;
 pub mod select;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ pub use self::{
     explain::{Explanation, explain},
     plan::plan,
     report::{LeftOut, Line, Report, RpoBreach, State, Why},
+    room::admit,
     select::Selection,
     times::Compiled,
 };

@@ -103,7 +103,7 @@ pub fn create_host(lab: &Lab, host: &Host) -> Result<()> {
         Some(&netns),
         &format!(
             "link set lo up\n\
-             link add br0 type bridge forward_delay 0\n\
+             link add br0 address {mac} type bridge forward_delay 0\n\
              link set eth0 master br0\n\
              link set eth0 up\n\
              addr add {address}/24 dev br0\n\
@@ -111,8 +111,17 @@ pub fn create_host(lab: &Lab, host: &Host) -> Result<()> {
              route add default via {net}.1\n",
             address = host.address,
             net = subnet(lab.index),
+            // Its own: a bridge without one takes the lowest of its ports, which may be that of a guest's interface, and such
+            // a guest that migrates takes the host's address along.
+            mac = bridge_mac(lab, host),
         ),
     )
+}
+
+/// The address of a host's bridge on the network below IP.
+fn bridge_mac(lab: &Lab, host: &Host) -> String {
+    let last: u8 = host.address.rsplit('.').next().and_then(|last| last.parse().ok()).unwrap_or_default();
+    format!("02:76:77:00:{:02x}:{last:02x}", lab.index)
 }
 
 /// Plugs a host's cable in or out.

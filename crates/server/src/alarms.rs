@@ -137,7 +137,7 @@ async fn shared(daemon: &Daemon, seen: &mut BTreeSet<String>) -> Result<()> {
         })
         .collect();
     let over = known.iter().filter(|(key, _)| {
-        !found.wrong.contains_key(*key) && !found.unclear.contains(*key) && !(found.is_blind && key.starts_with(VM))
+        !(found.wrong.contains_key(*key) || found.unclear.contains(*key) || found.is_blind && key.starts_with(VM))
     });
     let over: Vec<(String, Arc<Alarm>)> = over.map(|(key, alarm)| (key.clone(), alarm.clone())).collect();
     *seen = found.wrong.into_keys().collect();
@@ -251,7 +251,10 @@ fn names(all: &[(String, Alarm)]) -> String {
 
 fn add(daemon: &Daemon, severity: Severity, key: &str, name: &str, text: &str) {
     tracing::info!("{text}");
-    let (kind, subject) = if key.starts_with(VM) { (kind(VM), &key[VM.len()..]) } else { (kind(SPACE), name) };
+    let (kind, subject) = match key.strip_prefix(VM) {
+        Some(vm) => (kind(VM), vm),
+        None => (kind(SPACE), name),
+    };
     let mut note = Note::new(severity, kind, text);
     match subject.parse() {
         Ok(uuid) => note.vm = Some(VmRef { uuid, name: name.to_owned() }),

@@ -2,9 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use virtward_decide::notify::Rules;
+use virtward_decide::{notify::Rules, schedule::Limits};
 use virtward_engine::{BackupOptions, Dirs};
 use virtward_repo::store::StoreOptions;
+
+use crate::ha::HaConfig;
 
 /// Name of the repository that `repo` names in the configuration.
 pub const DEFAULT_REPOSITORY: &str = "default";
@@ -34,6 +36,8 @@ pub struct Config {
     pub backup: BackupOptions,
     /// Most jobs at a time.
     pub jobs_max: u32,
+    /// Most backups at a time in the cluster, of one storage and into one repository. That of one host is `jobs_max`.
+    pub limits: Limits,
     /// Between two complete looks at the hypervisor.
     pub reconcile: Duration,
     /// How long running jobs may take to clean up when the daemon stops.
@@ -44,6 +48,8 @@ pub struct Config {
     pub cluster: Option<ClusterConfig>,
     /// Whom it tells of what happens.
     pub notify: NotifyConfig,
+    /// High availability; none: this host takes no part in it.
+    pub ha: Option<HaConfig>,
 }
 
 /// How several daemons make a cluster.

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 use virtward_api::{Code, Problem, RepositoryState, Severity};
 use virtward_cluster::Revision;
-use virtward_engine::{Env, reconcile::inventory::Inventory};
+use virtward_engine::{Env, ha::run::Ha, reconcile::inventory::Inventory};
 
 use crate::{
     access::Access,
@@ -85,6 +85,8 @@ pub struct Daemon {
     pub alarms: Alarms,
     /// Counters.
     pub metrics: Metrics,
+    /// High availability, if this host takes part in it.
+    pub ha: Option<Ha>,
     /// Wakes the scheduler.
     pub schedule: Notify,
     /// When it started.
@@ -106,13 +108,14 @@ pub struct Parts {
     pub audit: Audit,
     pub me: Me,
     pub identity: Option<Arc<Identity>>,
+    pub ha: Option<Ha>,
     pub now: Timestamp,
 }
 
 impl Daemon {
     /// Loads what the state store has.
     pub async fn new(parts: Parts) -> Result<Self> {
-        let Parts { config, kv, inventory, hub, events, audit, me, identity, now } = parts;
+        let Parts { config, kv, inventory, hub, events, audit, me, identity, ha, now } = parts;
         let is_cluster = config.cluster.is_some();
         let nodes = Arc::new(Nodes::load(kv.clone(), me, is_cluster).await?);
         let peers = Arc::new(Peers::new(nodes.clone(), identity)?);
@@ -139,6 +142,7 @@ impl Daemon {
             events,
             audit,
             metrics: Metrics::default(),
+            ha,
             schedule: Notify::new(),
             started: now,
             certificate: RwLock::default(),
@@ -161,6 +165,7 @@ impl Daemon {
             ("runtime-dir", now.socket != next.socket),
             ("connect", now.connect != next.connect),
             ("[cluster]", now.node != next.node || now.cluster != next.cluster),
+            ("[ha]", now.ha != next.ha),
         ] {
             if differs {
                 tracing::warn!("{what} changed in the configuration; that needs a restart of the daemon");
@@ -169,8 +174,8 @@ impl Daemon {
         self.repositories.reconfigure(&next.repositories);
         let kept = (now.listen, now.socket.clone(), now.state_dir.clone(), now.connect.clone());
         let (listen, socket, state_dir, connect) = kept;
-        let (node, cluster) = (now.node.clone(), now.cluster.clone());
-        let next = Config { listen, socket, state_dir, connect, node, cluster, ..next };
+        let (node, cluster, ha) = (now.node.clone(), now.cluster.clone(), now.ha.clone());
+        let next = Config { listen, socket, state_dir, connect, node, cluster, ha, ..next };
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         self.events.notifier.reconfigure();
         self.schedule.notify_one();

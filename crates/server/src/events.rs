@@ -99,6 +99,7 @@ impl Events {
             message: note.message.clone(),
             vm: note.vm.as_ref().map(|vm| vm.uuid),
             vm_name: note.vm.as_ref().map(|vm| vm.name.clone()),
+            node: None,
             host: note.host.clone(),
             job: note.job,
             policy: note.policy.clone(),
@@ -199,6 +200,7 @@ impl Audit {
                 target: deed.target,
                 status: deed.status,
                 detail: deed.detail,
+                node: None,
                 chain: String::new(),
             };
             entry.chain = chain(last.map_or("", |last| &last.chain), &entry);

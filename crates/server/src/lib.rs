@@ -25,6 +25,7 @@ pub mod config;
 mod daemon;
 mod events;
 mod failures;
+pub mod ha;
 mod http;
 mod hub;
 mod jobs;
@@ -37,6 +38,7 @@ mod policies;
 mod pump;
 mod repositories;
 mod scheduler;
+mod storages;
 mod table;
 mod tls;
 mod views;
@@ -59,7 +61,7 @@ use tokio::{
 };
 use uuid::Uuid;
 use virtward_api::{Code, Problem, Severity};
-use virtward_engine::{Cancel, reconcile::inventory::Inventory};
+use virtward_engine::{Cancel, ha::run::Ha, reconcile::inventory::Inventory};
 
 use crate::{
     cluster::nodes::Me,
@@ -96,10 +98,29 @@ pub async fn run(
     stop: Cancel,
     ready: oneshot::Sender<Listening>,
 ) -> Result<()> {
+    // Before all else: a host that was in service has a few seconds to go on with its heartbeats.
+    let (ha, link) = ha::start(&config, wiring.connector.clone(), wiring.store.clone())?.unzip();
+    let outcome = serve(config, wiring, (ha.clone(), link), reload, stop, ready).await;
+    // Whatever ended it: no watchdog may count on for a daemon that is gone.
+    rest(ha.as_ref()).await;
+    outcome
+}
+
+async fn serve(
+    config: Config,
+    wiring: Wiring,
+    (ha, link): (Option<Ha>, Option<Arc<ha::Link>>),
+    reload: Reload,
+    stop: Cancel,
+    ready: oneshot::Sender<Listening>,
+) -> Result<()> {
     let daemon = tokio::select! {
-        daemon = build(config, wiring) => Arc::new(daemon?),
+        daemon = build(config, wiring, ha) => Arc::new(daemon?),
         () = stop.cancelled() => return Ok(()),
     };
+    if let Some(link) = &link {
+        link.attach(&daemon)?;
+    }
     let config = daemon.config();
     let socket = listen::bind_unix(&config.socket).map_err(|error| {
         Problem::new(Code::Busy, format!("cannot listen on {}: {error}", config.socket.display()))
@@ -139,6 +160,9 @@ pub async fn run(
         loops.spawn(cluster::publish::run(daemon.clone(), work.clone()));
         loops.spawn(pump::others(daemon.clone(), work.clone()));
         answering.spawn(daemon.nodes.clone().beat(cluster.lease, doors.clone()));
+    }
+    if let Some(link) = link {
+        answering.spawn(link.run(daemon.clone(), doors.clone()));
     }
     loops.spawn(pump::housekeeping(daemon.clone(), work.clone()));
     loops.spawn(alarms::run(daemon.clone(), work.clone()));
@@ -186,7 +210,18 @@ pub async fn run(
     }
 }
 
-async fn build(config: Config, wiring: Wiring) -> Result<Daemon> {
+/// Leaves the guests running without this daemon: nobody is to take them, and no watchdog to end them.
+async fn rest(ha: Option<&Ha>) {
+    let Some(ha) = ha else { return };
+    if !ha.stop(ha::STOP_MAX).await {
+        tracing::error!(
+            "the others could not be told that this daemon was stopped on purpose: its watchdog counts on, and its guests \
+             are started elsewhere unless it runs again at once"
+        );
+    }
+}
+
+async fn build(config: Config, wiring: Wiring, ha: Option<Ha>) -> Result<Daemon> {
     let now = Timestamp::now();
     let dir = config.state_dir.clone();
     let unusable = |error: std::io::Error| {
@@ -211,7 +246,7 @@ async fn build(config: Config, wiring: Wiring) -> Result<Daemon> {
         Some(cluster) if cluster.listen.is_some() => Some(Arc::new(Identity::load(&cluster.dir)?)),
         _ => None,
     };
-    Daemon::new(Parts { config, kv, inventory, hub, events, audit, me, identity, now }).await
+    Daemon::new(Parts { config, kv, inventory, hub, events, audit, me, identity, ha, now }).await
 }
 
 /// Waits until the state can be used. A cluster's may be away when hosts start after a power cut; that of one host is here

@@ -13,7 +13,7 @@ use std::{
 use serde::Serialize;
 use virtward_api::{Job, JobKind, JobState};
 
-use crate::{alarms, daemon::Daemon, views, wire_up};
+use crate::{alarms, cluster::fleet::Fleet, daemon::Daemon, views, wire_up};
 
 /// What is counted since the daemon started.
 #[derive(Default)]
@@ -87,20 +87,19 @@ fn labels(all: &[(&str, &str)]) -> String {
 /// All metrics.
 pub fn text(daemon: &Daemon) -> String {
     let mut text = Text::default();
-    let world = daemon.inventory.world();
     let one = |value: f64| vec![(String::new(), value)];
     let version = labels(&[("version", env!("CARGO_PKG_VERSION"))]);
     text.family("virtward_info", "gauge", "What runs.", &[(version, 1.0)]);
     text.family("virtward_start_time_seconds", "gauge", "When it started.", &one(daemon.started.as_second() as f64));
-    let state = views::host_state(world.host.state);
-    let host = &world.host.name;
-    let states = ["up", "libvirtd-down", "down", "unknown"];
-    let states =
-        states.map(|name| (labels(&[("host", host), ("state", name)]), if word(state) == name { 1.0 } else { 0.0 }));
-    text.family("virtward_host_state", "gauge", "1 for the state that a host is in.", &states);
+    let leads = if daemon.leader.is_leader() { 1.0 } else { 0.0 };
+    text.family("virtward_leader", "gauge", "1 if this daemon leads; alone, it does.", &one(leads));
+    let answers = daemon.nodes.lost_store().is_none() && daemon.kv.full().is_none();
+    let help = "1 if the state store answers this daemon and takes changes.";
+    text.family("virtward_state_store_up", "gauge", help, &one(f64::from(u8::from(answers))));
     let mut by_protection: BTreeMap<String, f64> = BTreeMap::new();
     let mut newest = Vec::new();
     let views = views::Views::new(daemon);
+    hosts(daemon, &views.fleet, &mut text);
     for placed in views.fleet.vms.values() {
         let vm = views.vm(placed);
         *by_protection.entry(word(vm.protection)).or_default() += 1.0;
@@ -115,6 +114,7 @@ pub fn text(daemon: &Daemon) -> String {
     jobs(daemon, &mut text);
     operations(daemon, &mut text);
     repositories(daemon, &mut text);
+    high_availability(daemon, &mut text);
     let requests: Vec<_> = {
         let requests = daemon.metrics.requests.lock().unwrap_or_else(PoisonError::into_inner);
         let sample = |((route, status), count): (&(&str, u16), &u64)| {
@@ -124,6 +124,21 @@ pub fn text(daemon: &Daemon) -> String {
     };
     text.family("virtward_http_requests_total", "counter", "Requests by route and status.", &requests);
     text.0
+}
+
+/// Every host as this daemon knows it: the state of one whose daemon is gone has to come from another.
+fn hosts(daemon: &Daemon, fleet: &Fleet, text: &mut Text) {
+    let (mut states, mut daemons) = (Vec::new(), Vec::new());
+    for (node, host) in &fleet.hosts {
+        for name in ["up", "libvirtd-down", "down", "unknown"] {
+            let is_it = word(host.state) == name;
+            states.push((labels(&[("host", &host.name), ("state", name)]), if is_it { 1.0 } else { 0.0 }));
+        }
+        let is_there = daemon.nodes.is_there(node);
+        daemons.push((labels(&[("node", node)]), if is_there { 1.0 } else { 0.0 }));
+    }
+    text.family("virtward_host_state", "gauge", "1 for the state that a host is in, as this daemon knows it.", &states);
+    text.family("virtward_node_up", "gauge", "1 if the daemon of a node tells that it is there.", &daemons);
 }
 
 fn jobs(daemon: &Daemon, text: &mut Text) {
@@ -168,20 +183,9 @@ fn jobs(daemon: &Daemon, text: &mut Text) {
 
 /// Whether the daemon itself is well.
 fn operations(daemon: &Daemon, text: &mut Text) {
-    let one = |value: f64| vec![(String::new(), value)];
     let alarms = daemon.alarms.counts().into_iter();
     let alarms: Vec<_> = alarms.map(|(kind, count)| (labels(&[("kind", &kind)]), count as f64)).collect();
     text.family("virtward_alarms", "gauge", "Troubles that last, of the whole cluster, by kind.", &alarms);
-    let answers = daemon.nodes.lost_store().is_none() && daemon.kv.full().is_none();
-    let help = "1 if the state store answers and takes changes.";
-    text.family("virtward_state_store_up", "gauge", help, &one(f64::from(u8::from(answers))));
-    let leads = f64::from(u8::from(daemon.leader.is_leader()));
-    text.family("virtward_leader", "gauge", "1 if this daemon plans: alone, or elected.", &one(leads));
-    let nodes = daemon.nodes.records.all().into_iter();
-    let nodes: Vec<_> = nodes
-        .map(|(name, _)| (labels(&[("node", &name)]), f64::from(u8::from(daemon.nodes.is_there(&name)))))
-        .collect();
-    text.family("virtward_node_up", "gauge", "1 if the daemon of a node answers.", &nodes);
     let config = daemon.config();
     let free = alarms::state_free(&config.state_dir).map(|free| (String::new(), free as f64));
     let help = "Bytes free where the daemon's state is.";
@@ -210,6 +214,31 @@ fn operations(daemon: &Daemon, text: &mut Text) {
         .map(|channel| (labels(&[("channel", &channel.name)]), f64::from(u8::from(channel.error.is_some()))));
     let help = "1 if the last try of a channel failed.";
     text.family("virtward_notification_failing", "gauge", help, &failing.collect::<Vec<_>>());
+}
+
+fn high_availability(daemon: &Daemon, text: &mut Text) {
+    let Ok(status) = crate::ha::status(daemon) else { return };
+    let one = |value: f64| vec![(String::new(), value)];
+    let armed = one(if status.armed { 1.0 } else { 0.0 });
+    text.family("virtward_ha_armed", "gauge", "1 if silent hosts are fenced and VMs restarted.", &armed);
+    let each = |of: &dyn Fn(&virtward_api::HaHost) -> Option<f64>| -> Vec<(String, f64)> {
+        status.hosts.iter().filter_map(|host| Some((labels(&[("host", &host.name)]), of(host)?))).collect()
+    };
+    let grade = each(&|host| Some(["none", "degraded", "full"].iter().position(|word| *word == host.grade)? as f64));
+    text.family("virtward_ha_host_grade", "gauge", "How well a host is protected: 0 none, 1 degraded, 2 full.", &grade);
+    let silent = each(&|host| Some(host.silent_ms? as f64 / 1e3));
+    text.family("virtward_ha_host_silent_seconds", "gauge", "How long nothing was heard of a host.", &silent);
+    let phases: Vec<_> =
+        status.hosts.iter().map(|host| (labels(&[("host", &host.name), ("phase", &host.phase)]), 1.0)).collect();
+    text.family("virtward_ha_host_phase", "gauge", "1 for the phase that a host is in.", &phases);
+    let mut vms: BTreeMap<&str, f64> = BTreeMap::new();
+    for vm in &status.vms {
+        *vms.entry(&vm.phase).or_default() += 1.0;
+    }
+    let vms: Vec<_> = vms.into_iter().map(|(phase, count)| (labels(&[("phase", phase)]), count)).collect();
+    text.family("virtward_ha_vms", "gauge", "Protected VMs by phase.", &vms);
+    let down = status.vms.iter().filter(|vm| vm.should_run && vm.phase != "running").count() as f64;
+    text.family("virtward_ha_vms_down", "gauge", "Protected VMs that should run and do not.", &one(down));
 }
 
 fn repositories(daemon: &Daemon, text: &mut Text) {

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,6 +18,7 @@ use crate::{
     cluster::fleet::Placed,
     daemon::Daemon,
     jobs::record::{NewJob, Work},
+    storages,
 };
 
 /// Longest time between two plans.
@@ -115,7 +115,8 @@ pub fn input(daemon: &Daemon, since: Timestamp) -> ScheduleInput {
         };
         (host.name.clone(), state)
     });
-    let vms: Vec<VmFacts> = fleet.vms.values().map(|placed| facts(daemon, placed)).collect();
+    let names = storages::Names::new(&daemon.registry);
+    let vms: Vec<VmFacts> = fleet.vms.values().map(|placed| facts(daemon, &names, placed)).collect();
     let storages: HashMap<Uuid, Vec<String>> = vms.iter().map(|vm| (vm.uuid, vm.storages.clone())).collect();
     let (mut running, mut claims) = (Vec::new(), Vec::new());
     for record in daemon.jobs.records() {
@@ -137,8 +138,6 @@ pub fn input(daemon: &Daemon, since: Timestamp) -> ScheduleInput {
     }
     let policies = daemon.policies.compiled();
     let history = history(daemon, policies.iter().map(schedule::Compiled::policy));
-    let mut limits = schedule::Limits::default();
-    limits.per_host.each = daemon.config().jobs_max;
     ScheduleInput {
         policies,
         vms,
@@ -146,24 +145,26 @@ pub fn input(daemon: &Daemon, since: Timestamp) -> ScheduleInput {
         history,
         running,
         claims,
-        limits,
+        limits: limits(daemon),
         scheduling_since: daemon.leader.planning_since(since),
     }
 }
 
-fn facts(daemon: &Daemon, placed: &Placed) -> VmFacts {
+/// How many backups may run at once, for what is planned and for what is asked for.
+pub fn limits(daemon: &Daemon) -> schedule::Limits {
+    let config = daemon.config();
+    schedule::Limits { per_host: schedule::Limit::each(config.jobs_max), ..config.limits.clone() }
+}
+
+fn facts(daemon: &Daemon, names: &storages::Names, placed: &Placed) -> VmFacts {
     let view = &placed.view;
-    let directories = view.vm.disks.iter().filter_map(|disk| Path::new(disk.source.path()?).parent());
-    let mut storages: Vec<String> = directories.map(|dir| dir.to_string_lossy().into_owned()).collect();
-    storages.sort_unstable();
-    storages.dedup();
     VmFacts {
         uuid: view.vm.uuid,
         name: view.vm.name.clone(),
         host: Some(placed.host.clone()),
         tags: view.details.tags.clone(),
         metadata: view.details.metadata.clone(),
-        storages,
+        storages: names.of(&placed.node, &placed.host, view),
         first_seen: daemon.vms.first_seen(view.vm.uuid),
     }
 }

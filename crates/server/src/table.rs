@@ -178,6 +178,11 @@ impl<K: RowKey, V: DeserializeOwned> Table<K, V> {
         self.read().get(key)?.value.clone()
     }
 
+    /// One, by its key in the store.
+    pub fn known(&self, key: &[u8]) -> Option<Arc<V>> {
+        self.get(&self.key(key)?)
+    }
+
     /// One, with the revision that it is from.
     pub fn row(&self, key: &K) -> Option<(Revision, Arc<V>)> {
         let rows = self.read();

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::Path,
     sync::Arc,
 };
 
@@ -10,8 +9,8 @@ use jiff::Timestamp;
 use uuid::Uuid;
 use virtward_api::{
     Guest, Host, HostState, JobKind, JobState, LastFailure, LastGood, Network, Point, PointDisk, PointQuiesce, Policy,
-    PowerState, Protection, ProtectionState, Repository, RepositoryState, Storage, UpcomingRun, Usage, Vm, VmDetail,
-    VmDisk, VmRef,
+    PowerState, Protection, ProtectionState, Repository, RepositoryState, UpcomingRun, Usage, Vm, VmDetail, VmDisk,
+    VmRef,
 };
 use virtward_decide::schedule::{self, Line, State};
 use virtward_engine::reconcile::inventory::{self, VmView, World};
@@ -24,6 +23,7 @@ use crate::{
     policies::Stored,
     repositories::{self, Entry},
     scheduler::Planned,
+    storages,
 };
 
 /// Everything that views of VMs are made from, gathered once for many.
@@ -206,6 +206,7 @@ impl<'a> Views<'a> {
             metadata: view.details.metadata.clone(),
             vcpus: view.details.vcpus,
             memory_bytes: view.details.memory_bytes,
+            also_on: placed.also_on.clone(),
             disks: view.vm.disks.iter().map(|disk| vm_disk(disk, view, newest)).collect(),
             networks: view
                 .details
@@ -235,11 +236,12 @@ impl<'a> Views<'a> {
     pub fn hosts(&self) -> Vec<Host> {
         let mut hosts = self.daemon.registry.other_hosts();
         hosts.push(self.host());
-        let jobs = self.daemon.jobs.records();
+        let mut running: HashMap<String, u32> = HashMap::new();
+        for record in self.daemon.jobs.records().iter().filter(|record| record.job.state == JobState::Running) {
+            *running.entry(record.job.host.clone()).or_default() += 1;
+        }
         for host in &mut hosts {
-            let runs_there =
-                |record: &&Arc<Record>| record.job.state == JobState::Running && record.job.host == host.name;
-            host.jobs_running = count(jobs.iter().filter(runs_there).count());
+            host.jobs_running = running.get(&host.name).copied().unwrap_or_default();
         }
         hosts.sort_by(|a, b| a.name.cmp(&b.name));
         hosts
@@ -269,7 +271,7 @@ impl<'a> Views<'a> {
             vms: count(world.vms.len()),
             vms_running: count(world.vms.values().filter(running).count()),
             jobs_running: count(jobs),
-            storage: if is_local { storage(world) } else { Vec::new() },
+            storage: if is_local { storages::of_host(world) } else { Vec::new() },
             is_local,
         }
     }
@@ -365,20 +367,6 @@ fn memory() -> Option<(u64, u64)> {
         line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
     };
     Some((field("MemTotal")?, field("MemAvailable")?))
-}
-
-fn storage(world: &World) -> Vec<Storage> {
-    let mut disks: BTreeMap<String, u32> = BTreeMap::new();
-    for disk in world.vms.values().flat_map(|view| &view.vm.disks) {
-        if let Some(dir) = disk.source.path().and_then(|path| Path::new(path).parent()) {
-            *disks.entry(dir.to_string_lossy().into_owned()).or_default() += 1;
-        }
-    }
-    let look = |(path, disks): (String, u32)| {
-        let (total_bytes, free_bytes) = repositories::file_system(Path::new(&path))?;
-        Some(Storage { path, total_bytes, free_bytes, disks })
-    };
-    disks.into_iter().filter_map(look).collect()
 }
 
 /// A repository.

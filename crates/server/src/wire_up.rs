@@ -58,8 +58,27 @@ pub fn state(config: &Config) -> Result<Arc<dyn Store>> {
     }
 }
 
+/// The state for the loops of high availability: with connections of its own, this host's own member of etcd first, and
+/// calls that end within `limit`. On one host it is the daemon's own.
+pub fn ha_store(config: &Config, own: Arc<dyn Store>, limit: Duration) -> Result<Arc<dyn Store>> {
+    let Some(cluster) = &config.cluster else { return Ok(own) };
+    let mut of = cluster.etcd.clone();
+    let host = |url: &str| -> Option<String> {
+        let authority = url.split_once("://")?.1.split('/').next()?;
+        Some(authority.rsplit_once(':').map_or(authority, |(host, _)| host).to_owned())
+    };
+    let address =
+        cluster.address.as_deref().and_then(|address| address.rsplit_once(':')).map(|(host, _)| host.to_owned());
+    of.endpoints.sort_by_key(|url| address.is_none() || host(url) != address);
+    Ok(Arc::new(etcd_within(&of, Some(limit))?))
+}
+
 /// A store in etcd.
 pub fn etcd(etcd: &Etcd) -> Result<EtcdStore> {
+    etcd_within(etcd, None)
+}
+
+fn etcd_within(etcd: &Etcd, limit: Option<Duration>) -> Result<EtcdStore> {
     let read = |path: &Path| {
         fs::read_to_string(path).map_err(|error| {
             Problem::new(Code::StateUnavailable, format!("cannot read {} for etcd: {error}", path.display()))
@@ -73,7 +92,8 @@ pub fn etcd(etcd: &Etcd) -> Result<EtcdStore> {
             Some(EtcdTls { ca_pem: read(ca)?, identity_pem: identity.transpose()?, server_name: None })
         }
     };
-    let options = EtcdOptions { tls, ..EtcdOptions::new(etcd.endpoints.clone(), etcd.prefix.clone()) };
+    let mut options = EtcdOptions { tls, ..EtcdOptions::new(etcd.endpoints.clone(), etcd.prefix.clone()) };
+    options.timeout = limit.unwrap_or(options.timeout);
     EtcdStore::new(options).map_err(|error| failures::state(&error))
 }
 

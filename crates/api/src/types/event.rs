@@ -22,7 +22,7 @@ pub enum Severity {
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
-    /// Unique; later events have greater ids on one daemon.
+    /// Unique; later events have greater ids, on one daemon always and between daemons as far as their clocks agree.
     pub id: String,
     /// When.
     pub at: Timestamp,
@@ -39,6 +39,9 @@ pub struct Event {
     /// Its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm_name: Option<String>,
+    /// The node that tells of it, in lists of several nodes' events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// The host concerned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
@@ -75,6 +78,9 @@ pub struct AuditEntry {
     /// More about it; never a secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+    /// The node whose log it is in, in lists of several nodes' entries; it is no part of the hash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// Hash over this entry and the one before it: a changed or missing entry shows.
     pub chain: String,
 }

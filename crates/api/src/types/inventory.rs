@@ -75,6 +75,9 @@ pub struct Storage {
     pub free_bytes: u64,
     /// Disks of VMs there.
     pub disks: u32,
+    /// Other hosts see the same: it is on the network, or several mount it at once.
+    #[serde(default)]
+    pub is_shared: bool,
 }
 
 /// What a VM does.
@@ -152,6 +155,9 @@ pub struct VmDetail {
     pub vcpus: Option<u32>,
     /// Memory.
     pub memory_bytes: Option<u64>,
+    /// Other hosts that have a definition of it, or run it as well.
+    #[serde(default)]
+    pub also_on: Vec<String>,
     /// Disks.
     pub disks: Vec<VmDisk>,
     /// Networks.

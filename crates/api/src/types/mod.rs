@@ -3,6 +3,7 @@
 mod access;
 mod cluster;
 mod event;
+mod ha;
 mod inventory;
 mod job;
 mod notify;
@@ -15,6 +16,10 @@ pub use self::{
     access::{Login, NewToken, Principal, PrincipalKind, Role, Session, Token, TokenCreated},
     cluster::{ClusterLeader, ClusterNode, ClusterStatus, JoinTokenMade, NewJoinToken, StateBackup},
     event::{AuditEntry, Event, Severity},
+    ha::{
+        HaCapacity, HaExplanation, HaFenceDevice, HaFenceTest, HaFenceTestRequest, HaFinding, HaHost, HaLoss, HaMove,
+        HaPolicy, HaReason, HaRoom, HaStatus, HaVm,
+    },
     inventory::{
         Guest, Host, HostState, LastFailure, LastGood, Network, PowerState, Protection, ProtectionState, Storage,
         Usage, Vm, VmDetail, VmDisk,

@@ -154,6 +154,7 @@ async fn drain_to(
     }
     let mut migrate = args.how.options();
     migrate.backups_give_way = true;
+    migrate.passage = Some(std::sync::Arc::new(super::ha::Passage::of(app)));
     let options = DrainOptions {
         migrate,
         parallel: usize::from(args.parallel),

@@ -4,6 +4,7 @@ pub mod backup;
 pub mod balance;
 pub mod cluster;
 pub mod completions;
+pub mod ha;
 pub mod hook;
 pub mod host;
 pub mod inventory;

@@ -2,6 +2,7 @@
 
 use std::{env, path::PathBuf, sync::Arc, time::Duration};
 
+use virtward_decide::schedule::{Limit, Limits};
 use virtward_engine::{BackupOptions, Hooks};
 use virtward_server::{
     Listening, Reload,
@@ -13,7 +14,7 @@ use virtward_server::{
 use crate::{
     app::App,
     cli::Global,
-    config::{self, Cluster, SecretSource, Settings},
+    config::{self, Cluster, SecretSource, Server, Settings},
     connect,
     exit::{Failure, Kind},
     notify_config, out,
@@ -128,12 +129,25 @@ pub fn configuration(settings: &Settings, thaw_guard: Vec<String>) -> Result<Con
         repositories,
         backup: backup(settings),
         jobs_max: server.jobs_max.unwrap_or(2).max(1),
+        limits: limits(server),
         reconcile: Duration::from_secs(server.reconcile_s.unwrap_or(60).max(1)),
         stop_timeout: Duration::from_secs(server.stop_timeout_s.unwrap_or(60)),
         node: node(settings),
         cluster: settings.cluster.as_ref().map(|cluster| self::cluster(settings, cluster)).transpose()?,
         notify: notify_config::settle(&settings.notify)?,
+        ha: settings.ha.as_ref().map(super::ha::configuration).transpose()?,
     })
+}
+
+/// How many backups may run at once beyond this host.
+fn limits(server: &Server) -> Limits {
+    let default = Limits::default();
+    Limits {
+        total: server.cluster_backups_max.unwrap_or(default.total).max(1),
+        per_storage: server.storage_backups_max.map_or(default.per_storage, |most| Limit::each(most.max(1))),
+        per_repository: server.repository_backups_max.map_or(default.per_repository, |most| Limit::each(most.max(1))),
+        ..default
+    }
 }
 
 /// Name of this node.

@@ -68,7 +68,7 @@ impl Looked {
 
 /// Reads the world.
 pub async fn look(app: &App, source: &Source) -> Result<Looked, Failure> {
-    let rules = source.rules.as_ref().map(rules_of).transpose()?;
+    let rules = source.rules.as_deref().map(rules_of).transpose()?;
     let mut looked = match &source.snapshot {
         Some(path) => {
             let text = read(path, SNAPSHOT_BYTES_MAX)?;
@@ -98,7 +98,7 @@ fn read(path: &Path, most: u64) -> Result<String, Failure> {
     Ok(text)
 }
 
-fn rules_of(path: &PathBuf) -> Result<rules::Rules, Failure> {
+fn rules_of(path: &Path) -> Result<rules::Rules, Failure> {
     let text = read(path, RULES_BYTES_MAX)?;
     rules::parse(&text).map_err(|why| Failure::new(Kind::Usage, format!("{}: {why}", path.display())))
 }

@@ -207,3 +207,162 @@ fn three_hosts_become_a_cluster_and_bear_its_bad_days() {
     }
     lab.assert_sound();
 }
+
+/// Makes a cluster of three hosts over one directory that all see, a guest on each.
+fn three<'a>(lab: &'a Lab, guests: &[&str; 3]) -> [Node<'a>; 3] {
+    let repo = lab.path("repo").display().to_string();
+    for (host, guest) in ["h1", "h2", "h3"].into_iter().zip(guests) {
+        lab.lab(&["vm", "create", guest, "--host", host, "--disk", "1GiB", "--fill", "40MiB"]);
+    }
+    guests.iter().for_each(|guest| _ = lab.lab(&["vm", "wait", guest]));
+    let mut nodes = ["h1", "h2", "h3"].map(|name| Node::new(lab, name, &repo));
+    let etcd: Vec<String> = nodes.iter().map(|node| format!("http://{}:2379", node.address)).collect();
+    nodes[0].ok(&["cluster", "init", "--etcd", &etcd.join(","), "--name", "h1", "--address", &nodes[0].peer()]);
+    nodes[0].start();
+    wait("the first node to lead", SOON, || nodes[0].leader().as_deref() == Some("h1"));
+    for number in [1, 2] {
+        let token = nodes[0].json(&["cluster", "token"])["token"].as_str().expect("a token").to_owned();
+        let (at, node) = (nodes[0].peer(), &mut nodes[number]);
+        node.ok(&["cluster", "join", &token, "--at", &at, "--name", node.name, "--address", &node.peer()]);
+        node.start();
+    }
+    for node in &nodes {
+        wait("every node to see all", SOON, || {
+            let is_up = |of: &&str| node.sees(of)["is_there"] == true && node.sees(of)["host_state"] == "up";
+            ["h1", "h2", "h3"].iter().all(is_up) && node.json(&["status"])["vms"]["total"] == 3
+        });
+    }
+    nodes
+}
+
+const JOB: Duration = Duration::from_secs(180);
+
+fn succeeds(node: &Node<'_>, id: &str) {
+    wait("the job's result", JOB, || {
+        let job = node.job(id);
+        assert!(!matches!(job["state"].as_str(), Some("failed" | "cancelled" | "interrupted")), "{job}");
+        job["state"] == "succeeded"
+    });
+}
+
+#[test]
+fn a_host_that_is_cut_off_goes_on_with_its_job_and_nobody_does_it_twice() {
+    let lab = Lab::with_etcd(3);
+    let [mut h1, mut h2, mut h3] = three(&lab, &["web1", "web2", "web3"]);
+    lab.guest_sh("web2", HEARTBEAT);
+    let id = backup(&lab, &h1, "web2");
+    wait("the job to copy", SOON, || h2.job(&id)["progress"]["done_bytes"].as_u64() > Some(0));
+    lab.lab(&["partition", "h2"]);
+
+    // The others: its daemon is silent, its host is not known to be down, its VM is shown as it was.
+    for node in [&h1, &h3] {
+        wait("its silence", SOON, || node.sees("h2")["is_there"] == false);
+        assert_eq!(node.sees("h2")["host_state"], "unknown", "{}", node.sees("h2"));
+        assert_eq!(node.json(&["status"])["vms"]["total"], 3);
+        wait("a leader among the many", SOON, || node.leader().is_some_and(|leader| leader != "h2"));
+    }
+    assert_eq!(h3.job(&id)["state"], "running", "nobody knows better");
+    // It itself: without the state, with its host, and its job goes on.
+    wait("the loss of the state to be told", SOON, || h2.json(&["cluster", "status"])["state_error"].is_string());
+    assert_eq!(h2.sees("h2")["host_state"], "up");
+    wait("others to be unknown to it", SOON, || h2.sees("h1")["host_state"] == "unknown");
+    assert_eq!(h2.json(&["cluster", "status"])["leader"], Value::Null, "it does not know who leads");
+    let before = h2.job(&id)["progress"]["done_bytes"].as_u64();
+    wait("its job to go on", SOON, || {
+        let job = h2.job(&id);
+        job["progress"]["done_bytes"].as_u64() > before || job["progress"]["phase"] != "copying"
+    });
+    // Asked for meanwhile: kept for the host, done by nobody else. Work of others is done.
+    let second = backup(&lab, &h3, "web2");
+    succeeds(&h3, &backup(&lab, &h3, "web1"));
+    assert_eq!(h1.job(&second)["state"], "queued");
+    assert_eq!(h1.job(&second)["host"], h1.job(&id)["host"]);
+
+    lab.lab(&["heal"]);
+    for id in [&id, &second] {
+        succeeds(&h1, id);
+    }
+    for node in [&h1, &h2, &h3] {
+        wait("one cluster again", SOON, || {
+            let status = node.json(&["cluster", "status"]);
+            status["state_error"].is_null()
+                && status["leader"]["node"] == h1.json(&["cluster", "status"])["leader"]["node"]
+                && ["h1", "h2", "h3"].iter().all(|of| node.sees(of)["host_state"] == "up")
+        });
+    }
+    lab.assert_guest_went_on("web2");
+    assert_eq!(lab.points("web2").len(), 2, "the job of before and the one that was asked for meanwhile");
+    assert_eq!(h1.json(&["job", "list", "--vm", "web2"]).as_array().map(Vec::len), Some(2));
+    for node in [&mut h1, &mut h2, &mut h3] {
+        node.kill();
+    }
+    lab.assert_sound();
+}
+
+/// Due all the time, on the guest of one host.
+fn minutely(vm: &str) -> String {
+    format!(
+        "[[policy]]\nname = \"often\"\nrepository = \"default\"\nselect.any = [\"name:{vm}\"]\n\
+         retention.keep-last = 50\nschedule = {{ cron = \"* * * * *\", time-zone = \"UTC\" }}\n"
+    )
+}
+
+#[test]
+fn the_leader_is_killed_in_its_own_job_and_nothing_is_lost_or_done_twice() {
+    let lab = Lab::with_etcd(3);
+    let guests = ["web1", "web2", "web3"];
+    let mut nodes = three(&lab, &guests);
+    let leader = nodes[0].leader().expect("a leader");
+    let at = ["h1", "h2", "h3"].iter().position(|name| **name == *leader).expect("one of them");
+    // The guest of the leader, that of one who watches, and that of one whose policy is due every minute.
+    let (other, third) = ((at + 1) % 3, (at + 2) % 3);
+    let policy = lab.path("often.toml");
+    std::fs::write(&policy, minutely(guests[third])).unwrap();
+    nodes[other].ok(&["policy", "apply", "-f", policy.to_str().unwrap()]);
+    let own = backup(&lab, &nodes[other], guests[at]);
+    let others = backup(&lab, &nodes[at], guests[other]);
+    for id in [&own, &others] {
+        wait("the jobs to copy", SOON, || nodes[third].job(id)["progress"]["done_bytes"].as_u64() > Some(0));
+    }
+
+    nodes[at].kill();
+    wait("another leader", SOON, || nodes[other].leader().is_some_and(|next| next != leader));
+    succeeds(&nodes[other], &others);
+    // What was planned goes on to be planned: a run that is due after the death is done.
+    let planned = |node: &Node<'_>| {
+        let jobs = node.json(&["job", "list", "--vm", guests[third]]);
+        let jobs = jobs.as_array().cloned().unwrap_or_default();
+        let backups = jobs.into_iter().filter(|job| job["kind"] == "backup" && job["state"] == "succeeded");
+        backups.map(|job| job["origin"]["due"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    let before = planned(&nodes[other]).len();
+    wait("the policy to go on", JOB, || planned(&nodes[other]).len() >= before + 2);
+    assert_eq!(nodes[other].job(&own)["state"], "running", "its host has not told what became of it");
+
+    nodes[at].start();
+    wait("its interruption", SOON, || nodes[other].job(&own)["state"] == "interrupted");
+    let again = || {
+        let jobs = nodes[other].json(&["job", "list", "--vm", guests[at]]);
+        jobs.as_array().cloned().unwrap_or_default()
+    };
+    wait("its job to be done again", JOB, || {
+        let jobs = again();
+        assert!(jobs.iter().all(|job| job["state"] != "failed"), "{jobs:?}");
+        jobs.iter().any(|job| job["state"] == "succeeded")
+    });
+    let jobs = again();
+    assert_eq!(jobs.len(), 2, "once interrupted, once done: {jobs:?}");
+    assert_eq!(jobs[0]["origin"]["after"], own.as_str(), "{jobs:?}");
+    assert_eq!(lab.points(guests[at]).len(), 1);
+    assert_eq!(lab.points(guests[other]).len(), 1);
+    let mut dues = planned(&nodes[other]);
+    let all = dues.len();
+    dues.sort_unstable();
+    dues.dedup();
+    assert_eq!(dues.len(), all, "a time of the schedule was served twice: {dues:?}");
+    nodes[other].ok(&["policy", "delete", "often"]);
+    for node in &mut nodes {
+        node.kill();
+    }
+    lab.assert_sound();
+}

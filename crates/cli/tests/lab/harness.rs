@@ -105,6 +105,16 @@ impl Lab {
         Self::place(true).start_as(hosts, &["--etcd", "--daemon", VIRTWARD])
     }
 
+    /// The same with high availability configured so; @SHARED@ is the shared storage, and what the lab replaces.
+    pub fn with_ha(hosts: u32, config: &str) -> Self {
+        let lab = Self::place(true);
+        let shared = format!("/var/lib/virtward-lab/{}/shared", lab.name);
+        let file = lab.path("ha.toml");
+        std::fs::write(&file, config.replace("@SHARED@", &shared)).expect("a configuration file");
+        let file = file.display().to_string();
+        lab.start_as(hosts, &["--etcd", "--daemon", VIRTWARD, "--daemon-config", &file])
+    }
+
     fn start_with(self, hosts: u32) -> Self {
         self.start_as(hosts, &[])
     }

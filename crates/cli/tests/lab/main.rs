@@ -12,6 +12,7 @@ mod balance;
 mod cluster;
 mod daemon;
 mod guest;
+mod ha_failover;
 mod ha_hands;
 mod interrupted;
 mod migrate;

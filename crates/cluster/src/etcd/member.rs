@@ -40,10 +40,19 @@ impl std::fmt::Debug for EtcdTls {
 pub(super) struct Member {
     url: String,
     options: ConnectOptions,
+    tls: Option<EtcdTls>,
     client: OnceCell<Client>,
 }
 
 impl Member {
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(super) fn tls(&self) -> Option<&EtcdTls> {
+        self.tls.as_ref()
+    }
+
     /// A client that talks to this member alone. With name and password it logs in first.
     pub(super) async fn get(&self, deadline: Instant) -> Result<Client, etcd_client::Error> {
         let connect = self.client.get_or_try_init(|| Client::connect([&self.url], Some(self.options.clone())));
@@ -85,7 +94,7 @@ impl Members {
                 return Err(Error::Invalid { what });
             }
         }
-        let member = |url| Member { url, options: connect.clone(), client: OnceCell::new() };
+        let member = |url| Member { url, options: connect.clone(), tls: options.tls.clone(), client: OnceCell::new() };
         let members = options.endpoints.into_iter().map(member).collect();
         Ok(Self { members, current: AtomicUsize::new(0), location })
     }

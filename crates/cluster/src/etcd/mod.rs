@@ -6,6 +6,7 @@
 //! live under one prefix, so that clusters, and other users, can share an etcd.
 
 mod member;
+mod probe;
 mod verdict;
 mod watcher;
 
@@ -17,7 +18,7 @@ use etcd_client::{Client, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnO
 use tokio::time::Instant;
 
 use self::{
-    member::Members,
+    member::{Member, Members},
     verdict::{Verdict, judge},
     watcher::EtcdSource,
 };
@@ -131,7 +132,7 @@ impl Shared {
             Kind::Repeatable => (self.timeout / (members + 1)).max(Duration::from_millis(200)),
             Kind::Txn => self.timeout,
         };
-        let mut failures = 0;
+        let (mut failures, mut untrusted) = (0, 0);
         loop {
             let (number, client) = self.members.current();
             let attempt = async { call(client.get(deadline).await?).await };
@@ -141,6 +142,14 @@ impl Shared {
                 Ok(Err(error)) => match judge(self.location(), &error) {
                     Verdict::Final(error) => return Err(error),
                     Verdict::NotSent(what) => what,
+                    Verdict::Untrusted(what) => {
+                        untrusted += 1;
+                        // A whole round of refusals, by members that may have certificates of their own.
+                        if untrusted == members {
+                            return Err(Error::Untrusted { location: self.location().into(), what });
+                        }
+                        what
+                    }
                     Verdict::Unknown(what) if kind == Kind::Repeatable => what,
                     Verdict::Unknown(what) => {
                         self.members.leave(number);
@@ -162,8 +171,20 @@ impl Shared {
                 tokio::time::sleep_until(deadline.min(Instant::now() + PAUSE)).await;
             }
             if Instant::now() >= deadline {
-                return Err(Error::unavailable(self.location(), what));
+                return Err(self.away(client, what).await);
             }
+        }
+    }
+
+    /// Why there is no answer: a person has to act where it is for want of trust.
+    async fn away(&self, last: &Member, what: String) -> Error {
+        let refusal = match last.tls() {
+            Some(tls) => probe::refusal(last.url(), tls).await,
+            None => None,
+        };
+        match refusal {
+            Some(what) => Error::Untrusted { location: self.location().into(), what },
+            None => Error::unavailable(self.location(), what),
         }
     }
 

@@ -18,6 +18,8 @@ pub(super) enum Verdict {
     Final(Error),
     /// It certainly did not happen, and another member may be asked.
     NotSent(String),
+    /// One of the two refused the other's certificate: it certainly did not happen, and another member may be asked.
+    Untrusted(String),
     /// It may have happened.
     Unknown(String),
 }
@@ -41,7 +43,7 @@ pub(super) fn judge(location: &str, error: &EtcdError) -> Verdict {
         EtcdError::InvalidArgs(_) | EtcdError::InvalidUri(_) | EtcdError::InvalidMetadataValue(_) => {
             Verdict::Final(Error::Invalid { what: error.to_string() })
         }
-        _ => by_cause(error, &error.to_string()),
+        _ => by_cause(error, &format!("{error} ({})", causes(error))),
     }
 }
 
@@ -79,8 +81,35 @@ pub(super) fn refuses_user(text: &str) -> bool {
         .any(|no| text.contains(no))
 }
 
-/// Where no connection came about, nothing was sent.
+/// What rustls says of a certificate that it refuses, and what it says when the other end refused this one's. Types do not
+/// survive all the layers between; the texts do, and the tests of TLS see to that.
+const REFUSALS: [&str; 10] = [
+    "invalid peer certificate",
+    "Error parsing TLS certificate",
+    "alert: BadCertificate",
+    "alert: CertificateRequired",
+    "alert: UnknownCA",
+    "alert: CertificateUnknown",
+    "alert: CertificateExpired",
+    "alert: CertificateRevoked",
+    "alert: UnsupportedCertificate",
+    "alert: AccessDenied",
+];
+
+/// The part of a text that tells of a certificate that was refused, if there is one.
+pub(super) fn refused(text: &str) -> Option<String> {
+    let at = REFUSALS.iter().filter_map(|refusal| text.find(refusal)).min()?;
+    Some(match text[at..].strip_prefix("alert: ") {
+        Some(alert) => format!("etcd refuses this node's certificate ({alert})"),
+        None => text[at..].to_owned(),
+    })
+}
+
+/// Where no connection came about, nothing was sent. A server reads no request of a client whose certificate it refuses.
 fn by_cause(error: &EtcdError, text: &str) -> Verdict {
+    if let Some(what) = refused(&causes(error)) {
+        return Verdict::Untrusted(what);
+    }
     let mut cause: Option<&(dyn error::Error + 'static)> = match error {
         EtcdError::GRpcStatus(status) => Some(status),
         EtcdError::TransportError(error) => Some(error),

@@ -62,7 +62,9 @@ impl EtcdSource {
         self.shared.members.leave(number);
         match judge(self.shared.location(), error) {
             Verdict::Final(error) => error,
-            Verdict::NotSent(what) | Verdict::Unknown(what) => Error::unavailable(self.shared.location(), what),
+            Verdict::NotSent(what) | Verdict::Untrusted(what) | Verdict::Unknown(what) => {
+                Error::unavailable(self.shared.location(), what)
+            }
         }
     }
 

@@ -233,14 +233,22 @@ async fn tls_with_client_certificates() {
     put(&store, "/k", "over TLS").await;
     assert_eq!(value(&store, "/k").await.unwrap(), "over TLS");
 
+    let expired = now - jiff::SignedDuration::from_hours(24 * 100);
     for (what, tls) in [
         ("no certificate", tls(&authority, None)),
         ("a stranger's certificate", tls(&authority, Some(certified(&stranger, "host-a", Role::Client, now)))),
+        ("an old certificate", tls(&authority, Some(certified(&authority, "host-a", Role::Client, expired)))),
         ("a server that is not trusted", tls(&stranger, Some(certified(&authority, "host-a", Role::Client, now)))),
     ] {
-        let error = open(tls).get(b"/k").await.unwrap_err();
-        assert!(matches!(error, Error::Unavailable { .. } | Error::Denied { .. }), "{what}: {error:?}");
+        let store = open(tls);
+        let error = store.get(b"/k").await.unwrap_err();
+        assert!(matches!(error, Error::Untrusted { .. }) && !error.is_retryable(), "{what}: {error:?}");
+        assert!(error.to_string().contains("ertificate"), "{what}: {error}");
+        let error = store.txn(vec![], vec![Op::put("/k", "changed")]).await.unwrap_err();
+        let no = matches!(error, Error::Untrusted { .. } | Error::Indeterminate { .. } | Error::Unavailable { .. });
+        assert!(no, "{what}: {error:?}");
     }
+    assert_eq!(value(&store, "/k").await.unwrap(), "over TLS");
     let mixed = EtcdOptions::new(etcd.urls(), "/v/");
     assert!(matches!(EtcdStore::new(mixed), Err(Error::Invalid { .. })), "https without certificates");
 }

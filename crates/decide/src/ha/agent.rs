@@ -359,6 +359,11 @@ impl Agent {
         self.basis.map(|basis| basis.plus(self.me.timing.fresh_ms))
     }
 
+    /// Whether the store knows that this host is in maintenance: its daemon may end, and nobody takes its guests.
+    pub fn is_resting(&self) -> bool {
+        self.host.as_ref().is_some_and(|mine| mine.record.maintenance) && self.changing.is_none() && !self.unsettled
+    }
+
     /// One step.
     pub fn step(&mut self, now: Moment, event: Event<'_>) -> Vec<Effect> {
         let mut out = Vec::new();

@@ -161,6 +161,8 @@ pub struct Coordinator {
     timing: Timing,
     leading: bool,
     watched: BTreeMap<HostId, Watched>,
+    /// Hosts in service.
+    armed: BTreeSet<HostId>,
     looked: Option<Moment>,
     cases: BTreeMap<(HostId, u64), Case>,
     /// Hosts that were declared dead as far as this process knows or fears: up to which epoch.
@@ -186,6 +188,7 @@ impl Coordinator {
             timing,
             leading: false,
             watched: BTreeMap::new(),
+            armed: BTreeSet::new(),
             looked: None,
             cases: BTreeMap::new(),
             declared: BTreeMap::new(),
@@ -217,6 +220,17 @@ impl Coordinator {
     /// How long a host has been silent, in milliseconds.
     pub fn silent_ms(&self, host: &HostId) -> Option<u64> {
         self.watched.get(host).zip(self.looked).map(|(watched, looked)| looked.since(watched.since))
+    }
+
+    /// Whether this process is to act though another one led last: the leader's host is silent or was declared dead, and of
+    /// the hosts in service that are not silent, this one's is first. Two that act do no harm; nobody who acts costs as
+    /// long as an election.
+    pub fn deputises(&self, leader: &HostId) -> bool {
+        let is_here =
+            |host: &HostId| self.armed.contains(host) && self.silence(host, self.looked) <= self.timing.silence_ms;
+        self.watched.contains_key(leader)
+            && !is_here(leader)
+            && self.armed.iter().find(|host| is_here(host)) == Some(&self.me)
     }
 
     /// One step.
@@ -263,6 +277,8 @@ impl Coordinator {
     fn watch(&mut self, view: &View, asked: Moment, now: Moment) {
         let gap = self.looked.is_none_or(|looked| asked.since(looked) > self.timing.silence_ms / 2);
         self.looked = Some(asked);
+        let armed = view.hosts.iter().filter(|(_, record)| record.value.phase == HostPhase::Armed);
+        self.armed = armed.map(|(host, _)| host.clone()).collect();
         self.watched.retain(|host, _| view.hosts.contains_key(host));
         for (host, record) in &view.hosts {
             let heartbeat = view.heartbeats.get(host).map(|heartbeat| heartbeat.revision);
@@ -429,4 +445,58 @@ fn proof_txn(host: &HostId, record: &Versioned<HostRecord>, epoch: u64, proof: &
         .expect::<Proof>(key.clone(), None)
         .put(host_key(host), &fenced)
         .put(key, proof)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ha::record::{Heartbeat, WatchdogClass};
+
+    fn record() -> HostRecord {
+        HostRecord {
+            epoch: 1,
+            phase: HostPhase::Armed,
+            boot_id: String::new(),
+            timing: Timing::default(),
+            watchdog: WatchdogClass::Hardware,
+            peers: BTreeSet::new(),
+            maintenance: false,
+            memory_bytes: 1 << 30,
+            fence_devices: 1,
+        }
+    }
+
+    /// What three hosts' records are after some seconds, during which `silent` sent no heartbeat.
+    fn view(seconds: u64, silent: &str) -> View {
+        let mut view = View { revision: 100 + seconds, ..View::default() };
+        for name in ["h1", "h2", "h3"] {
+            let revision = if name == silent { 1 } else { 100 + seconds };
+            let heartbeat = Versioned { value: Heartbeat { epoch: 1, seq: revision }, revision };
+            view.hosts.insert(name.into(), Versioned { value: record(), revision: 1 });
+            view.heartbeats.insert(name.into(), heartbeat);
+        }
+        view
+    }
+
+    #[test]
+    fn the_first_host_that_is_not_silent_acts_for_a_leader_that_is() {
+        for (me, silent, acts) in [("h2", "h1", true), ("h3", "h1", false), ("h1", "h2", true), ("h2", "h3", false)] {
+            let mut coordinator = Coordinator::new(me.into(), Timing::default());
+            let leader = HostId::from(silent);
+            for second in 0..=10 {
+                let now = Moment(1_000_000 + second * 1000);
+                let _ = coordinator.step(now, Event::View { view: &view(second, silent), asked: now });
+                let early = second <= 5;
+                assert_eq!(coordinator.deputises(&leader), acts && !early, "{me} for {silent}, after {second} s");
+            }
+            // Declared dead, it leads no more than before.
+            let now = Moment(1_011_000);
+            let mut after = view(11, silent);
+            after.hosts.get_mut(&leader).expect("there").value.phase = HostPhase::Fencing;
+            let _ = coordinator.step(now, Event::View { view: &after, asked: now });
+            assert_eq!(coordinator.deputises(&leader), acts, "{me} for {silent}, being fenced");
+        }
+        let stranger = Coordinator::new("h1".into(), Timing::default());
+        assert!(!stranger.deputises(&"h9".into()));
+    }
 }

@@ -43,12 +43,14 @@ pub fn grade(host: &HostRecord, around: Around) -> (Grade, Vec<String>) {
     };
     match host.phase {
         HostPhase::Armed => {}
-        HostPhase::Out => lower(Grade::None, "it is not in service (virtward ha enable --host)"),
+        HostPhase::Out => {
+            lower(Grade::None, "it is not in service; its daemon joins by itself once [ha] is in its configuration")
+        }
         HostPhase::Fencing => lower(Grade::None, "it was declared dead, and there is no proof yet"),
         HostPhase::Fenced => lower(Grade::None, "it was fenced and has not joined again"),
     }
     if host.maintenance {
-        lower(Grade::None, "it is in maintenance (virtward ha arm)");
+        lower(Grade::None, "it is in maintenance: its daemon was stopped, or the cluster disarmed (virtward ha arm)");
     }
     if around.in_service < 2 {
         lower(Grade::None, "there is no other host in service to take its VMs");

@@ -318,6 +318,7 @@ impl VmRecord {
     pub fn stopped(&self, note: String) -> Self {
         Self {
             owner: None,
+            moving_to: None,
             phase: VmPhase::Stopped,
             ready: false,
             desired: Desired::Stopped,

@@ -89,8 +89,8 @@ impl Default for Timing {
 pub enum TimingError {
     /// Two hosts could write at once.
     #[error(
-        "[ha] wait_ms = {wait} is unsafe: with fresh_ms = {fresh}, watchdog_ms = {watchdog}, reset_ms = {reset} and \
-         drift_ppm = {drift} a host can write for up to {bound} ms after it was fenced; set wait_ms to {bound} or more, or \
+        "[ha] wait-ms = {wait} is unsafe: with fresh-ms = {fresh}, watchdog-ms = {watchdog}, reset-ms = {reset} and \
+         drift-ppm = {drift} a host can write for up to {bound} ms after it was fenced; set wait-ms to {bound} or more, or \
          leave it out"
     )]
     WaitTooShort {
@@ -156,32 +156,32 @@ impl Timing {
     /// The first value that is wrong.
     pub fn check(&self) -> Result<(), TimingError> {
         for (field, value) in [
-            ("heartbeat_ms", self.heartbeat_ms),
-            ("fresh_ms", self.fresh_ms),
-            ("watchdog_ms", self.watchdog_ms),
-            ("reset_ms", self.reset_ms),
-            ("drain_ms", self.drain_ms),
-            ("silence_ms", self.silence_ms),
-            ("start_ms", self.start_ms),
-            ("wait_ms", self.wait_ms.unwrap_or(0)),
+            ("heartbeat-ms", self.heartbeat_ms),
+            ("fresh-ms", self.fresh_ms),
+            ("watchdog-ms", self.watchdog_ms),
+            ("reset-ms", self.reset_ms),
+            ("drain-ms", self.drain_ms),
+            ("silence-ms", self.silence_ms),
+            ("start-ms", self.start_ms),
+            ("wait-ms", self.wait_ms.unwrap_or(0)),
         ] {
             if value > LENGTH_MS_MAX {
                 return Err(TimingError::TooLarge { field, value, most: LENGTH_MS_MAX });
             }
         }
         if self.drift_ppm > DRIFT_PPM_MAX {
-            return Err(TimingError::TooLarge { field: "drift_ppm", value: self.drift_ppm, most: DRIFT_PPM_MAX });
+            return Err(TimingError::TooLarge { field: "drift-ppm", value: self.drift_ppm, most: DRIFT_PPM_MAX });
         }
         let h = self.heartbeat_ms;
         for (field, value, least, why) in [
-            ("heartbeat_ms", h, 200, "the store would be busy with heartbeats"),
-            ("drift_ppm", self.drift_ppm, 100, "no clock of a computer is that exact"),
-            ("silence_ms", self.silence_ms, 2 * h + h / 4, "a host must be allowed to miss one heartbeat"),
-            ("fresh_ms", self.fresh_ms, 3 * h, "a host must outlive two heartbeats that are lost"),
-            ("watchdog_ms", self.watchdog_ms, 2_000, "a busy host would be reset"),
-            ("drain_ms", self.drain_ms, 200, "writes can be on their way to the storage after a power cut"),
-            ("reset_ms", self.reset_ms, self.drain_ms, "a reset is not over before its writes have landed (drain_ms)"),
-            ("start_ms", self.start_ms, 5_000, "no VM starts that fast"),
+            ("heartbeat-ms", h, 200, "the store would be busy with heartbeats"),
+            ("drift-ppm", self.drift_ppm, 100, "no clock of a computer is that exact"),
+            ("silence-ms", self.silence_ms, 2 * h + h / 4, "a host must be allowed to miss one heartbeat"),
+            ("fresh-ms", self.fresh_ms, 3 * h, "a host must outlive two heartbeats that are lost"),
+            ("watchdog-ms", self.watchdog_ms, 2_000, "a busy host would be reset"),
+            ("drain-ms", self.drain_ms, 200, "writes can be on their way to the storage after a power cut"),
+            ("reset-ms", self.reset_ms, self.drain_ms, "a reset is not over before its writes have landed (drain-ms)"),
+            ("start-ms", self.start_ms, 5_000, "no VM starts that fast"),
         ] {
             if value < least {
                 return Err(TimingError::TooSmall { field, value, least, why });
@@ -221,7 +221,7 @@ mod tests {
     fn an_unsafe_wait_is_refused_with_the_bound() {
         let timing = Timing { wait_ms: Some(24_000), ..Timing::default() };
         let text = timing.check().expect_err("unsafe").to_string();
-        assert!(text.contains("set wait_ms to 34069 or more"), "{text}");
+        assert!(text.contains("set wait-ms to 34069 or more"), "{text}");
         let timing = Timing { wait_ms: Some(40_000), ..Timing::default() };
         assert_eq!((timing.check(), timing.self_fence_ms()), (Ok(()), 40_000));
     }
@@ -229,12 +229,12 @@ mod tests {
     #[test]
     fn what_would_fence_healthy_hosts_is_refused() {
         for (timing, field) in [
-            (Timing { silence_ms: 2_000, ..Timing::default() }, "silence_ms"),
-            (Timing { fresh_ms: 4_000, ..Timing::default() }, "fresh_ms"),
-            (Timing { watchdog_ms: 10, ..Timing::default() }, "watchdog_ms"),
-            (Timing { drift_ppm: 0, ..Timing::default() }, "drift_ppm"),
-            (Timing { drift_ppm: 1_000_000, ..Timing::default() }, "drift_ppm"),
-            (Timing { reset_ms: u64::MAX, ..Timing::default() }, "reset_ms"),
+            (Timing { silence_ms: 2_000, ..Timing::default() }, "silence-ms"),
+            (Timing { fresh_ms: 4_000, ..Timing::default() }, "fresh-ms"),
+            (Timing { watchdog_ms: 10, ..Timing::default() }, "watchdog-ms"),
+            (Timing { drift_ppm: 0, ..Timing::default() }, "drift-ppm"),
+            (Timing { drift_ppm: 1_000_000, ..Timing::default() }, "drift-ppm"),
+            (Timing { reset_ms: u64::MAX, ..Timing::default() }, "reset-ms"),
         ] {
             let text = timing.check().expect_err(field).to_string();
             assert!(text.contains(field), "{text}");

@@ -13,7 +13,9 @@ use virtward_model::{Policy, Seconds};
 use super::{
     HostState, Job, Line, Report, RpoBreach, ScheduleInput, Start, State, VmFacts, Why,
     due::{Candidate, Current, Owed},
-    later, select,
+    later,
+    room::Taken,
+    select,
 };
 use crate::arbiter::{self, Operation, Ruling};
 
@@ -94,14 +96,11 @@ fn breach(policy: &Policy, newest: Option<Timestamp>, in_force: Timestamp, now: 
     policy.rpo.filter(|rpo| age > *rpo).map(|_| age)
 }
 
-/// What is taken of hosts, storages, repositories and VMs, and what is left.
+/// What is taken, and what VMs are busy with.
 struct Room<'a> {
     input: &'a ScheduleInput,
     now: Timestamp,
-    total: u32,
-    hosts: HashMap<&'a str, u32>,
-    storages: HashMap<&'a str, u32>,
-    repositories: HashMap<&'a str, u32>,
+    taken: Taken<'a>,
     last_start: HashMap<&'a str, Timestamp>,
     /// What is under way on VMs.
     busy: HashMap<Uuid, Vec<Operation>>,
@@ -114,10 +113,7 @@ impl<'a> Room<'a> {
         let mut room = Self {
             input,
             now,
-            total: 0,
-            hosts: HashMap::new(),
-            storages: HashMap::new(),
-            repositories: HashMap::new(),
+            taken: Taken::default(),
             last_start: HashMap::new(),
             busy: HashMap::new(),
             planned: HashMap::new(),
@@ -133,12 +129,7 @@ impl<'a> Room<'a> {
     }
 
     fn occupy(&mut self, host: &'a str, storages: &'a [String], repository: &'a str, started: Timestamp) {
-        self.total += 1;
-        *self.hosts.entry(host).or_default() += 1;
-        *self.repositories.entry(repository).or_default() += 1;
-        for storage in storages {
-            *self.storages.entry(storage).or_default() += 1;
-        }
+        self.taken.add(host, storages, repository);
         let last = self.last_start.entry(host).or_insert(started);
         *last = started.max(*last);
     }
@@ -176,24 +167,7 @@ impl<'a> Room<'a> {
 
     fn within_limits(&self, vm: &VmFacts, host: &str, policy: &Policy) -> Result<(), Why> {
         let limits = &self.input.limits;
-        let taken = |of: &HashMap<&str, u32>, name: &str| of.get(name).copied().unwrap_or_default();
-        if self.total >= limits.total {
-            return Err(Why::Total(limits.total));
-        }
-        let (repository, limit) = (policy.repository.as_str(), limits.per_repository.of(&policy.repository));
-        if taken(&self.repositories, repository) >= limit {
-            return Err(Why::RepositoryLimit(repository.to_owned(), limit));
-        }
-        let limit = limits.per_host.of(host);
-        if taken(&self.hosts, host) >= limit {
-            return Err(Why::HostLimit(host.to_owned(), limit));
-        }
-        for storage in &vm.storages {
-            let limit = limits.per_storage.of(storage);
-            if taken(&self.storages, storage) >= limit {
-                return Err(Why::StorageLimit(storage.clone(), limit));
-            }
-        }
+        self.taken.room(limits, host, &vm.storages, &policy.repository)?;
         match self.last_start.get(host).filter(|last| **last <= self.now).map(|last| later(*last, limits.host_gap)) {
             Some(until) if until > self.now => Err(Why::HostGap { host: host.to_owned(), until }),
             _ => Ok(()),

@@ -6,6 +6,7 @@
 //! - [`qemu`]: a VM's process, found and ended for certain.
 //! - [`hook`]: libvirt asks before it starts a protected VM.
 //! - [`probe`]: whether a service answers, from outside and from inside the guest.
+//! - [`run`]: the loops that join all of it with the machines.
 //!
 //! Invariants: everything is bounded in time and in what it reads; nothing is believed that was not verified; what
 //! cannot be known is said to be unknown, never guessed.
@@ -16,4 +17,5 @@ pub mod lease;
 pub mod probe;
 mod process;
 pub mod qemu;
+pub mod run;
 pub mod watchdog;

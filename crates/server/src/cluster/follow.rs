@@ -11,7 +11,10 @@ use virtward_api::Severity;
 use virtward_cluster::{Change, Revision};
 use virtward_engine::Cancel;
 
-use super::nodes::NodeRecord;
+use super::{
+    fleet::{HostRecord, VmRecord},
+    nodes::NodeRecord,
+};
 use crate::{
     daemon::Daemon,
     events::Note,
@@ -98,8 +101,8 @@ async fn everything(daemon: &Arc<Daemon>) -> Result<Revision> {
     read!(daemon.access.table, |_: &Arc<Daemon>, _| {});
     read!(daemon.vms.table, |_: &Arc<Daemon>, _| {});
     read!(daemon.repositories.table, repository);
-    read!(daemon.registry.hosts, host);
-    read!(daemon.registry.vms, vm);
+    read!(daemon.registry.hosts, |daemon: &Arc<Daemon>, changed| _ = host(daemon, None, changed));
+    read!(daemon.registry.vms, |daemon: &Arc<Daemon>, changed| _ = vm(daemon, None, changed));
     read!(daemon.claims.table, claim);
     read!(daemon.jobs.cancels, cancel_asked);
     read!(daemon.jobs.remote, progress);
@@ -115,33 +118,47 @@ fn apply(daemon: &Arc<Daemon>, change: &Change, at: Revision) {
         Change::Put(entry) => (&entry.key, Some(&entry.value[..])),
         Change::Delete { key } => (key, None),
     };
+    // Whether plans may depend on it; none if it is not of this table.
     fn to<K: RowKey, V: serde::de::DeserializeOwned>(
         table: &Table<K, V>,
         (key, at, value): (&[u8], Revision, Option<&[u8]>),
-        news: impl FnOnce(Changed<K, V>),
-    ) -> bool {
-        let is_its = key.starts_with(table.prefix().as_bytes());
-        if is_its && let Some(changed) = table.follow(key, at, value) {
-            news(changed);
+        news: impl FnOnce(Option<Arc<V>>, Changed<K, V>) -> bool,
+    ) -> Option<bool> {
+        if !key.starts_with(table.prefix().as_bytes()) {
+            return None;
         }
-        is_its
+        let before = table.known(key);
+        Some(table.follow(key, at, value).is_some_and(|changed| news(before, changed)))
+    }
+    macro_rules! always {
+        ($news:expr) => {
+            |_, changed| {
+                $news(daemon, changed);
+                true
+            }
+        };
     }
     let it = (&key[..], at, value);
-    let is_known = to(&daemon.jobs.table, it, |changed| job(daemon, changed))
-        || to(&daemon.jobs.past, it, |_| {})
-        || to(&daemon.registry.vms, it, |changed| vm(daemon, changed))
-        || to(&daemon.registry.hosts, it, |changed| host(daemon, changed))
-        || to(&daemon.jobs.remote, it, |changed| progress(daemon, changed))
-        || to(&daemon.claims.table, it, |changed| claim(daemon, changed))
-        || to(&daemon.vms.table, it, |_| {})
-        || to(&daemon.alarms.table, it, |_| {})
-        || to(&daemon.policies.table, it, |changed| policy(daemon, changed))
-        || to(&daemon.access.table, it, |_| {})
-        || to(&daemon.repositories.table, it, |changed| repository(daemon, changed))
-        || to(&daemon.nodes.records, it, |changed| node(daemon, changed))
-        || to(&daemon.nodes.beats, it, |changed| beat(daemon, changed))
-        || to(&daemon.jobs.cancels, it, |changed| cancel_asked(daemon, changed));
-    if is_known {
+    let matters = to(&daemon.jobs.table, it, always!(job))
+        .or_else(|| to(&daemon.jobs.past, it, |_, _| true))
+        .or_else(|| to(&daemon.registry.vms, it, |before, changed| vm(daemon, before, changed)))
+        .or_else(|| to(&daemon.registry.hosts, it, |before, changed| host(daemon, before, changed)))
+        .or_else(|| {
+            to(&daemon.jobs.remote, it, |_, changed| {
+                progress(daemon, changed);
+                false
+            })
+        })
+        .or_else(|| to(&daemon.claims.table, it, always!(claim)))
+        .or_else(|| to(&daemon.vms.table, it, |_, _| true))
+        .or_else(|| to(&daemon.alarms.table, it, |_, _| false))
+        .or_else(|| to(&daemon.policies.table, it, always!(policy)))
+        .or_else(|| to(&daemon.access.table, it, |_, _| false))
+        .or_else(|| to(&daemon.repositories.table, it, always!(repository)))
+        .or_else(|| to(&daemon.nodes.records, it, always!(node)))
+        .or_else(|| to(&daemon.nodes.beats, it, always!(beat)))
+        .or_else(|| to(&daemon.jobs.cancels, it, always!(cancel_asked)));
+    if matters == Some(true) {
         settled(daemon);
     }
 }
@@ -210,23 +227,46 @@ fn repository(daemon: &Arc<Daemon>, changed: Changed<String, crate::repositories
     }
 }
 
-fn host(daemon: &Arc<Daemon>, changed: Changed<String, super::fleet::HostRecord>) {
-    daemon.registry.touch();
-    if let Changed::Put(node, record) = changed
-        && node != daemon.nodes.me.name
-    {
+/// Hosts tell of their load all the time; plans depend on less.
+fn host(daemon: &Arc<Daemon>, before: Option<Arc<HostRecord>>, changed: Changed<String, HostRecord>) -> bool {
+    let Changed::Put(node, record) = changed else {
+        daemon.registry.touch();
+        return true;
+    };
+    let shared = |record: &HostRecord| -> Vec<String> {
+        record.host.storage.iter().filter(|one| one.is_shared).map(|one| one.path.clone()).collect()
+    };
+    let is_same = before.is_some_and(|before| {
+        (&before.host.name, before.host.state, before.is_complete)
+            == (&record.host.name, record.host.state, record.is_complete)
+            && shared(&before) == shared(&record)
+    });
+    if !is_same {
+        daemon.registry.touch();
+    }
+    if node != daemon.nodes.me.name {
         let (state, reason) = daemon.registry.state_of(&node, &record);
         let host = virtward_api::Host { state, reason, is_local: false, ..record.host.clone() };
         daemon.hub.send("inventory", "host", &host);
     }
+    !is_same
 }
 
-fn vm(daemon: &Arc<Daemon>, changed: Changed<(String, uuid::Uuid), super::fleet::VmRecord>) {
-    let (Changed::Put((node, uuid), _) | Changed::Deleted((node, uuid))) = changed;
-    if node != daemon.nodes.me.name {
-        daemon.registry.touch();
-        daemon.registry.is_changed(uuid);
+/// The same for VMs and their use of resources.
+fn vm(daemon: &Arc<Daemon>, before: Option<Arc<VmRecord>>, changed: Changed<(String, uuid::Uuid), VmRecord>) -> bool {
+    let (node, uuid, record) = match changed {
+        Changed::Put((node, uuid), record) => (node, uuid, Some(record)),
+        Changed::Deleted((node, uuid)) => (node, uuid, None),
+    };
+    if node == daemon.nodes.me.name {
+        return false;
     }
+    daemon.registry.touch();
+    daemon.registry.is_changed(uuid);
+    let is_same = before.zip(record).is_some_and(|(before, record)| {
+        (&before.view.vm, &before.view.details) == (&record.view.vm, &record.view.details)
+    });
+    !is_same
 }
 
 fn node(daemon: &Arc<Daemon>, changed: Changed<String, NodeRecord>) {

@@ -40,6 +40,7 @@ pub struct JobParams {
     vm: Option<String>,
     policy: Option<String>,
     repository: Option<String>,
+    host: Option<String>,
     limit: Option<usize>,
     cursor: Option<String>,
 }
@@ -66,6 +67,7 @@ pub async fn list(State(daemon): State<Arc<Daemon>>, Params(query): Params<JobPa
             && of_vm(&job.vm)
             && query.policy.as_ref().is_none_or(|policy| job.origin.policy.as_ref() == Some(policy))
             && query.repository.as_ref().is_none_or(|repository| job.repository == *repository)
+            && query.host.as_ref().is_none_or(|host| job.host == *host)
     });
     let total = Some(found.clone().count() as u64);
     let mut rest = found.by_ref().filter(|record| before.is_none_or(|before| record.job.id < before));
@@ -74,7 +76,7 @@ pub async fn list(State(daemon): State<Arc<Daemon>>, Params(query): Params<JobPa
         Some(_) => items.last().map(|job| params::cursor(&job.id.to_string())),
         None => None,
     };
-    ok(&Page { items, next, total })
+    ok(&Page { items, next, total, missing: Vec::new() })
 }
 
 fn id(text: &str) -> Result<Uuid> {

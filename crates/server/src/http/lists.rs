@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use serde::Deserialize;
 use uuid::Uuid;
-use virtward_api::{Code, Page, Point, Problem, Severity};
+use virtward_api::{AuditEntry, Code, Event, Page, Point, Problem, Severity};
 use virtward_model::{PointId, RestorePoint};
 
 use super::{
     answer::{Answer, ok},
-    params::{self, Name, Params},
+    everywhere::{self, AuditPlace, Whose},
+    params::{self, Name, Params, Who},
 };
 use crate::{daemon::Daemon, failures::Result, repositories::Entry, views};
 
@@ -45,7 +46,7 @@ pub fn page_of_points(
     items.sort_by(|a, b| a.0.cmp(&b.0));
     let page = params::page(items, query.cursor.as_deref(), limit)?;
     let shown = page.items.into_iter().map(|(point, name, view)| views::point(point, name, view.holds.get(&point.id)));
-    Ok(Page { items: shown.collect(), next: page.next, total: page.total })
+    Ok(Page { items: shown.collect(), next: page.next, total: page.total, missing: Vec::new() })
 }
 
 pub async fn points(State(daemon): State<Arc<Daemon>>, Params(query): Params<PointParams>) -> Answer {
@@ -94,23 +95,41 @@ pub struct EventParams {
     kind: Option<String>,
     vm: Option<Uuid>,
     job: Option<Uuid>,
+    node: Option<String>,
     limit: Option<usize>,
     cursor: Option<String>,
 }
 
-pub async fn events(State(daemon): State<Arc<Daemon>>, Params(query): Params<EventParams>) -> Answer {
+pub async fn events(
+    State(daemon): State<Arc<Daemon>>,
+    Who(who): Who,
+    RawQuery(raw): RawQuery,
+    Params(query): Params<EventParams>,
+) -> Answer {
+    let raw = raw.unwrap_or_default();
+    let asked = ("/api/v1/events", &*raw);
     let limit = params::limit(query.limit)?;
     let severity = query.severity.as_deref().map(|text| params::word::<Severity>("severity", text)).transpose()?;
     let before = query.cursor.as_deref().map(params::place).transpose()?;
-    let (items, more) = daemon.events.page(limit, |event| {
+    let whose = everywhere::whose(&daemon, query.node.as_deref())?;
+    if let Whose::Of(node) = &whose {
+        return ok(&everywhere::of::<Event>(&daemon, &who, node, asked).await?);
+    }
+    let mut own = daemon.events.page(limit, |event| {
         before.as_ref().is_none_or(|before| event.id < *before)
             && severity.is_none_or(|severity| event.severity >= severity)
             && query.kind.as_ref().is_none_or(|kind| event.kind == *kind)
             && query.vm.is_none_or(|vm| event.vm == Some(vm))
             && query.job.is_none_or(|job| event.job == Some(job))
     });
-    let next = items.last().filter(|_| more).map(|event| params::cursor(&event.id));
-    ok(&Page { items, next, total: None })
+    let (others, missing) = match whose {
+        Whose::All => {
+            own.0.iter_mut().for_each(|event| event.node = Some(daemon.nodes.me.name.clone()));
+            everywhere::of_others::<Event>(&daemon, &who, asked).await
+        }
+        _ => (Vec::new(), Vec::new()),
+    };
+    ok(&Page { missing, ..everywhere::events(own, others, limit) })
 }
 
 #[derive(Deserialize)]
@@ -118,20 +137,34 @@ pub async fn events(State(daemon): State<Arc<Daemon>>, Params(query): Params<Eve
 pub struct AuditParams {
     who: Option<String>,
     action: Option<String>,
+    node: Option<String>,
     limit: Option<usize>,
     cursor: Option<String>,
 }
 
-pub async fn audit(State(daemon): State<Arc<Daemon>>, Params(query): Params<AuditParams>) -> Answer {
-    let limit = params::limit(query.limit)?;
-    let wrong = || params::bad("cursor", "this is not a cursor of this list");
-    let before = query.cursor.as_deref().map(params::place).transpose()?;
-    let before = before.map(|place| place.parse::<u64>().map_err(|_| wrong())).transpose()?;
+pub async fn audit(
+    State(daemon): State<Arc<Daemon>>,
+    Who(who): Who,
+    RawQuery(raw): RawQuery,
+    Params(query): Params<AuditParams>,
+) -> Answer {
+    let raw = raw.unwrap_or_default();
+    let asked = ("/api/v1/audit", &*raw);
+    let (limit, me) = (params::limit(query.limit)?, daemon.nodes.me.name.clone());
+    let before = query.cursor.as_deref().map(AuditPlace::parse).transpose()?;
+    let whose = everywhere::whose(&daemon, query.node.as_deref())?;
+    if let Whose::Of(node) = &whose {
+        return ok(&everywhere::of::<AuditEntry>(&daemon, &who, node, asked).await?);
+    }
     let (items, more) = daemon.audit.page(limit, |entry| {
-        before.is_none_or(|before| entry.id < before)
+        before.as_ref().is_none_or(|before| before.is_before(entry, &me))
             && query.who.as_ref().is_none_or(|who| entry.who == *who)
             && query.action.as_ref().is_none_or(|action| entry.action == *action)
     });
+    if matches!(whose, Whose::All) {
+        let (others, missing) = everywhere::of_others::<AuditEntry>(&daemon, &who, asked).await;
+        return ok(&Page { missing, ..everywhere::audit((me, items, more), others, limit) });
+    }
     let next = items.last().filter(|_| more).map(|entry| params::cursor(&entry.id.to_string()));
-    ok(&Page { items, next, total: None })
+    ok(&Page { items, next, total: None, missing: Vec::new() })
 }

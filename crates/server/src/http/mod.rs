@@ -9,7 +9,9 @@
 
 pub mod answer;
 mod cluster;
+mod everywhere;
 pub mod guard;
+mod ha;
 mod jobs;
 pub mod listen;
 mod lists;
@@ -50,6 +52,17 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/api/v1/cluster/tokens", post(cluster::token))
         .route("/api/v1/cluster/nodes/{node}", delete(cluster::remove))
         .route("/api/v1/cluster/state-backup", post(cluster::backup_state))
+        .route("/api/v1/ha", get(ha::status))
+        .route("/api/v1/ha/arm", post(ha::arm))
+        .route("/api/v1/ha/disarm", post(ha::disarm))
+        .route("/api/v1/ha/capacity", get(ha::capacity))
+        .route("/api/v1/ha/hosts/{host}/test-fencing", post(ha::test_fencing))
+        .route("/api/v1/ha/hosts/{host}/confirm-off", post(ha::confirm_off))
+        .route("/api/v1/ha/vms/{vm}", get(ha::explain))
+        .route("/api/v1/ha/vms/{vm}/enable", post(ha::enable))
+        .route("/api/v1/ha/vms/{vm}/disable", post(ha::disable))
+        .route("/api/v1/ha/vms/{vm}/move", post(ha::moving))
+        .route("/api/v1/ha/vms/{vm}/start", post(ha::start))
         .route("/api/v1/hosts", get(vms::hosts))
         .route("/api/v1/hosts/{host}", get(vms::host))
         .route("/api/v1/vms", get(vms::list))

@@ -119,7 +119,7 @@ pub fn page<T>(items: Vec<(String, T)>, after: Option<&str>, limit: usize) -> Re
     let mut taken: Vec<(String, T)> = rest.by_ref().take(limit).collect();
     let more = rest.next().is_some();
     let next = more.then(|| taken.last().map(|(place, _)| cursor(place))).flatten();
-    Ok(Page { items: taken.drain(..).map(|(_, item)| item).collect(), next, total })
+    Ok(Page { items: taken.drain(..).map(|(_, item)| item).collect(), next, total, missing: Vec::new() })
 }
 
 /// The idempotency key of a request, bound to who asks and what for.

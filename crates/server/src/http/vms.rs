@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use jiff::Timestamp;
 use serde::Deserialize;
-use virtward_api::{Code, Explanation, PolicyVerdict, PowerState, Problem, ProtectionState, Vm, VmRef};
+use virtward_api::{Code, Explanation, HostState, PolicyVerdict, PowerState, Problem, ProtectionState, Vm, VmRef};
 use virtward_decide::{pointref, schedule};
 use virtward_model::select::Pattern;
 
@@ -23,14 +23,19 @@ use crate::{
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PageParams {
+pub struct HostParams {
+    name: Option<String>,
+    state: Option<String>,
     limit: Option<usize>,
     cursor: Option<String>,
 }
 
-pub async fn hosts(State(daemon): State<Arc<Daemon>>, Params(query): Params<PageParams>) -> Answer {
-    let hosts = Views::new(&daemon).hosts();
-    let items = hosts.into_iter().map(|host| (host.name.clone(), host)).collect();
+pub async fn hosts(State(daemon): State<Arc<Daemon>>, Params(query): Params<HostParams>) -> Answer {
+    let state = query.state.as_deref().map(|text| params::word::<HostState>("state", text)).transpose()?;
+    let hosts = Views::new(&daemon).hosts().into_iter();
+    let hosts = hosts.filter(|host| is_named(query.name.as_deref(), &host.name));
+    let hosts = hosts.filter(|host| state.is_none_or(|state| state == host.state));
+    let items = hosts.map(|host| (host.name.clone(), host)).collect();
     ok(&params::page(items, query.cursor.as_deref(), params::limit(query.limit)?)?)
 }
 
@@ -39,6 +44,15 @@ pub async fn host(State(daemon): State<Arc<Daemon>>, Name(name): Name) -> Answer
     match Views::new(&daemon).hosts().into_iter().find(is_it) {
         Some(host) => ok(&host),
         None => Err(Problem::new(Code::NotFound, format!("there is no host {name}")).into()),
+    }
+}
+
+/// Whether a name has a part, or matches a pattern whole.
+fn is_named(wanted: Option<&str>, name: &str) -> bool {
+    match wanted {
+        None => true,
+        Some(pattern) if pattern.contains(['*', '?']) => Pattern::new(pattern).matches(name),
+        Some(part) => name.contains(part),
     }
 }
 
@@ -110,17 +124,12 @@ pub async fn list(State(daemon): State<Arc<Daemon>>, Params(query): Params<VmPar
     let state = query.state.as_deref().map(|text| params::word::<PowerState>("state", text)).transpose()?;
     let protection =
         query.protection.as_deref().map(|text| params::word::<ProtectionState>("protection", text)).transpose()?;
-    let by_name = |name: &str| match &query.name {
-        None => true,
-        Some(pattern) if pattern.contains(['*', '?']) => Pattern::new(pattern.clone()).matches(name),
-        Some(part) => name.contains(part.as_str()),
-    };
     let views = Views::new(&daemon);
     let mut items: Vec<(String, Vm)> = views
         .fleet
         .vms
         .values()
-        .filter(|placed| by_name(&placed.view.vm.name))
+        .filter(|placed| is_named(query.name.as_deref(), &placed.view.vm.name))
         .filter(|placed| query.tag.as_ref().is_none_or(|tag| placed.view.details.tags.contains(tag)))
         .map(|placed| views.vm(placed))
         .filter(|vm| query.host.as_ref().is_none_or(|host| *host == vm.host))
@@ -143,7 +152,8 @@ pub async fn list(State(daemon): State<Arc<Daemon>>, Params(query): Params<VmPar
         Some(_) => taken.last().map(|(place, _)| params::cursor(place)),
         None => None,
     };
-    ok(&virtward_api::Page { items: taken.into_iter().map(|(_, vm)| vm).collect(), next, total })
+    let items = taken.into_iter().map(|(_, vm)| vm).collect();
+    ok(&virtward_api::Page { items, next, total, missing: Vec::new() })
 }
 
 /// A VM by name or UUID.

@@ -14,6 +14,7 @@
 
 mod exec;
 mod observer;
+mod queue;
 pub use self::exec::restore_options;
 
 pub mod record;

@@ -17,6 +17,7 @@ use virtward_model::{Policy, Seconds};
 use super::{
     Live, exec,
     observer::Watch,
+    queue,
     record::{NewJob, Place, Record, Work},
 };
 use crate::{
@@ -124,6 +125,7 @@ async fn start_some(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
     }
     let limit = usize::try_from(daemon.config().jobs_max).unwrap_or(usize::MAX);
     let now = Timestamp::now();
+    let held = queue::held_back(daemon, &records, now);
     let is_blind = !daemon.inventory.world().is_complete && now.duration_since(daemon.started) < FIRST_SIGHT_MAX;
     for record in records.iter().filter(|record| record.job.state == JobState::Queued && jobs.is_mine(record)) {
         if record.not_before.is_some_and(|until| until > now) {
@@ -142,6 +144,10 @@ async fn start_some(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
         }
         if record.work.operation().is_none() && is_beside_its_like(record, &running) {
             jobs.waits(record, "a copy or prune of this VM is under way".into());
+            continue;
+        }
+        if let Some(why) = held.get(&record.job.id) {
+            jobs.waits(record, why.clone());
             continue;
         }
         match start(daemon, record, tasks).await {

@@ -98,6 +98,7 @@ impl Message {
             message,
             vm: None,
             vm_name: None,
+            node: None,
             host: None,
             job: None,
             policy: None,

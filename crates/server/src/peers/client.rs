@@ -143,12 +143,22 @@ impl Peers {
 
     /// Has a request of the public API answered by another node, for somebody who was admitted here.
     pub async fn forward(&self, node: &str, path: &str, body: Bytes, who: &Principal) -> Result<(u16, Bytes)> {
-        let principal = serde_json::to_string(who).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
-        // A header is ASCII; a name may be anything.
-        let principal = hex::encode(principal);
+        let principal = principal(who)?;
         let headers = [("content-type", "application/json"), (FOR, &*principal)];
         self.ask(node, &Call { method: "POST", path, headers: &headers, body }).await
     }
+
+    /// Reads something of the public API of another node, for somebody who was admitted here.
+    pub async fn read(&self, node: &str, path: &str, who: &Principal) -> Result<(u16, Bytes)> {
+        let principal = principal(who)?;
+        self.ask(node, &Call { method: "GET", path, headers: &[(FOR, &*principal)], body: Bytes::new() }).await
+    }
+}
+
+/// Who a request is for, as a header: that is ASCII, and a name may be anything.
+fn principal(who: &Principal) -> Result<String> {
+    let text = serde_json::to_string(who).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
+    Ok(hex::encode(text))
 }
 
 fn request(call: &Call<'_>) -> Result<Request<Full<Bytes>>> {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::{
-    Router,
-    extract::{DefaultBodyLimit, Request, State},
+    Extension, Router,
+    extract::{DefaultBodyLimit, Query, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post, put},
@@ -12,11 +12,13 @@ use axum::{
 use serde_json::json;
 use virtward_api::{Code, Problem};
 use virtward_cluster::ca::{self, ClientAuth, Identity as Certified, Role};
+use virtward_decide::ha::HostId;
 
 use super::{Identity, identity::problem, join, store_server};
 use crate::{
     daemon::Daemon,
     failures::Result,
+    ha,
     http::{
         answer::{Answer, Failed, ok},
         guard::Peer,
@@ -54,6 +56,7 @@ pub fn peer(certificate: Option<&[u8]>, address: std::net::IpAddr) -> Peer {
 pub fn router(daemon: Arc<Daemon>) -> Router {
     let members = Router::new()
         .route("/peer/v1/ping", get(ping))
+        .route("/peer/v1/ha/word", get(word))
         .route("/peer/v1/store/{repository}/size", get(store_server::size))
         .route("/peer/v1/store/{repository}/read", get(store_server::read))
         .route("/peer/v1/store/{repository}/list", get(store_server::list))
@@ -76,6 +79,21 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
 
 async fn ping(State(daemon): State<Arc<Daemon>>) -> Answer {
     ok(&json!({ "node": daemon.nodes.me.name, "boot": daemon.nodes.me.boot }))
+}
+
+#[derive(serde::Deserialize)]
+struct WordParams {
+    epoch: u64,
+}
+
+/// Whether anybody declared the member that asks dead, as far as is known here.
+async fn word(
+    State(daemon): State<Arc<Daemon>>,
+    Extension(Member(host)): Extension<Member>,
+    Query(asked): Query<WordParams>,
+) -> Answer {
+    let fine = ha::of(&daemon)?.word(&HostId(host), asked.epoch);
+    ok(&ha::Word { fine })
 }
 
 /// A certificate says who somebody was when it was issued; the list of members, who belongs here now.

@@ -19,12 +19,14 @@ use axum::{
 };
 
 /// Addresses that show a page; `assets/router.js` has the same.
-const PAGES: [&str; 14] = [
+const PAGES: [&str; 16] = [
     "/",
     "/vms",
     "/vms/{vm}",
     "/vms/{vm}/restore",
     "/hosts",
+    "/hosts/{host}",
+    "/cluster",
     "/jobs",
     "/jobs/{job}",
     "/policies",
@@ -57,7 +59,9 @@ const ASSETS: &[(&str, &str)] = assets![
     "lang/zh-TW.json",
     "main.js",
     "pages/audit.js",
+    "pages/cluster.js",
     "pages/events.js",
+    "pages/host.js",
     "pages/hosts.js",
     "pages/job.js",
     "pages/jobs.js",

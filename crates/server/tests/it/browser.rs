@@ -140,6 +140,15 @@ impl Browser {
         self.ask("POST", "/goog/cdp/execute", Some(body)).await;
     }
 
+    /// Presses Tab.
+    pub async fn tab(&self) {
+        for kind in ["rawKeyDown", "keyUp"] {
+            let key = json!({"type": kind, "key": "Tab", "code": "Tab", "windowsVirtualKeyCode": 9});
+            let body = json!({"cmd": "Input.dispatchKeyEvent", "params": key});
+            self.ask("POST", "/goog/cdp/execute", Some(body)).await;
+        }
+    }
+
     /// What the console has against the pages since it was last asked: script errors, and what the policy forbids.
     pub async fn complaints(&self) -> Vec<String> {
         let log = self.ask("POST", "/se/log", Some(json!({"type": "browser"}))).await;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use virtward_api::{Code, JoinTokenMade, Role};
+use virtward_decide::schedule::Limit;
 use virtward_server::admin;
 
 use crate::common::{Daemon, Place};
@@ -115,6 +116,51 @@ async fn a_daemon_that_vanishes_is_unknown_and_finds_its_job_interrupted() {
     one.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_people_ask_for_keeps_to_the_limits_of_the_whole_cluster() {
+    let (one, two) = Place::two().await;
+    for (place, vm) in [(&one, "a1"), (&one, "a2"), (&two, "b1"), (&two, "b2")] {
+        place.vm(vm, &[], 8).await;
+    }
+    let narrow = |place: &Place| {
+        let mut config = place.config();
+        config.limits.per_repository = Limit::each(1);
+        config
+    };
+    let (at_one, at_two) = (narrow(&one), narrow(&two));
+    let (one, two) = (one.start_with(at_one).await, two.start_with(at_two).await);
+    one.wait("all VMs", async || one.get("/api/v1/vms").await["total"] == 4).await;
+    two.wait("all VMs", async || two.get("/api/v1/vms").await["total"] == 4).await;
+    // Asked of both, for both hosts, all into one repository.
+    let mut ids = Vec::new();
+    for (number, vm) in ["a1", "b1", "a2", "b2"].iter().enumerate() {
+        let asked = if number % 2 == 0 { &two } else { &one };
+        let request = json!({ "vm": vm, "full": true, "bandwidth_bytes_s": 8 << 20 });
+        ids.push(asked.post("/api/v1/jobs/backup", request).await["id"].as_str().unwrap().to_owned());
+    }
+    let mut said = false;
+    one.wait("all to end", async || {
+        let jobs = one.get("/api/v1/jobs").await;
+        let jobs = jobs["items"].as_array().unwrap();
+        let running = jobs.iter().filter(|job| job["state"] == "running").count();
+        assert!(running <= 1, "{jobs:?}");
+        said |= jobs.iter().any(|job| job["waiting_for"].to_string().contains("write to repository default"));
+        jobs.iter().filter(|job| job["state"] == "succeeded").count() == 4
+    })
+    .await;
+    assert!(said, "those that wait say for what");
+    // One after the other by what the records say as well, in the order in which they were asked for.
+    let mut before = String::new();
+    for id in &ids {
+        let job = one.get(&format!("/api/v1/jobs/{id}")).await;
+        let started = job["started"].as_str().unwrap().to_owned();
+        assert!(started >= before, "{job}: before the end of the one ahead of it, {before}");
+        before = job["finished"].as_str().unwrap().to_owned();
+    }
+    one.end().await;
+    two.end().await;
+}
+
 async fn join_token(daemon: &Daemon) -> JoinTokenMade {
     daemon.client.post("/api/v1/cluster/tokens", &json!({}), None).await.unwrap()
 }
@@ -166,6 +212,27 @@ async fn a_host_joins_by_a_token_backs_up_into_anothers_directory_and_is_removed
     std::fs::create_dir(two.place.path("disks")).unwrap();
     let plan = one.post("/api/v1/jobs/restore", restore).await;
     assert_eq!(plan["host"], "h2", "only that host can tell: {plan}");
+
+    // Events and the audit log of any node, and of all, are read at any.
+    let kinds = async |daemon: &Daemon, query: &str| {
+        let page = daemon.get(&format!("/api/v1/events?limit=1000{query}")).await;
+        assert_eq!(page["missing"], Value::Null, "{page}");
+        let items = page["items"].as_array().unwrap().clone();
+        let newest_first = items.windows(2).all(|two| two[0]["id"].as_str() > two[1]["id"].as_str());
+        assert!(newest_first, "{items:?}");
+        items.len()
+    };
+    let (own, other) = (kinds(&one, "").await, kinds(&one, "&node=h2").await);
+    assert!(own > 0 && other > 0 && kinds(&one, "&node=all").await >= own + other);
+    assert!(kinds(&two, "&node=all&severity=warning").await < kinds(&two, "&node=all").await);
+    let audit = one.get("/api/v1/audit?node=all&limit=2").await;
+    let next = audit["next"].as_str().expect("more than two entries");
+    let further = one.get(&format!("/api/v1/audit?node=all&limit=1000&cursor={next}")).await;
+    let entries = [audit["items"].as_array().unwrap().clone(), further["items"].as_array().unwrap().clone()].concat();
+    let of = |node: &str| entries.iter().filter(|entry| entry["node"] == node).count() as u64;
+    let last = |page: Value| page["items"][0]["id"].as_u64().unwrap();
+    assert_eq!((of("h1"), of("h2")), (last(one.get("/api/v1/audit").await), last(two.get("/api/v1/audit").await)));
+    one.fails("GET", "/api/v1/events?node=h9", None, Code::NotFound).await;
 
     // Removed: it starts nothing, and nobody answers it.
     one.fails("DELETE", "/api/v1/cluster/nodes/h9", None, Code::NotFound).await;

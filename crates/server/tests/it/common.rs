@@ -14,6 +14,7 @@ use virtward_api::{
     client::{Answer, Client},
 };
 use virtward_cluster::{MemStore, Store};
+use virtward_decide::schedule::Limits;
 use virtward_engine::{
     BackupOptions, Cancel, Dirs,
     reconcile::inventory::{Connector, HostState},
@@ -69,6 +70,8 @@ pub struct Place {
     shared: Option<PathBuf>,
     /// The repository, if it is not a directory.
     location: Option<String>,
+    /// How etcd is reached, for a store in it.
+    pub etcd: Etcd,
     /// Where peers are answered.
     pub peers: Option<std::net::SocketAddr>,
     defined: Mutex<Vec<String>>,
@@ -101,6 +104,7 @@ impl Place {
             is_cluster: false,
             shared: None,
             location: None,
+            etcd: Etcd::default(),
             peers: None,
             defined: Mutex::default(),
         }
@@ -135,6 +139,13 @@ impl Place {
         (place.node, place.sim) = (node, SimWorld::new().host(node));
         place.store = other.store.clone();
         place.location = of.map(str::to_owned);
+        place
+    }
+
+    /// A further host that sees the same repository directory.
+    pub fn sharing(other: &Self, node: &'static str) -> Self {
+        let mut place = Self::beside(other, node, None);
+        place.shared = Some(other.dir.path().to_owned());
         place
     }
 
@@ -191,13 +202,15 @@ impl Place {
             repositories: self.repositories.iter().map(repository).collect(),
             backup: BackupOptions { scratch_reserve: Bytes(0), ..BackupOptions::default() },
             jobs_max: 2,
+            limits: Limits::default(),
             reconcile: Duration::from_secs(1),
             stop_timeout: Duration::from_secs(10),
             node: self.node.into(),
+            ha: None,
             cluster: self.is_cluster.then(|| ClusterConfig {
                 listen: self.peers,
                 address: self.peers.map(|address| address.to_string()),
-                etcd: Etcd::default(),
+                etcd: self.etcd.clone(),
                 dir: self.path("cluster"),
                 lease: Duration::from_secs(1),
             }),

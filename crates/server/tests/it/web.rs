@@ -185,7 +185,7 @@ const USABLE: &str = r#"
     if (over > 0) wrong.push('wider than the screen by ' + over);
     // What is code, such as the audited action job.backup, is no text that is missing.
     const code = [...document.querySelectorAll('code')].map((one) => one.innerText);
-    const words = code.reduce((text, one) => text.replaceAll(one, ''), document.body.innerText).match(/\b(nav|vms?|jobs?|hosts|policies|repository|settings|overview|events|audit|tokens|list|action|problem)\.[a-z-]+\b/);
+    const words = code.reduce((text, one) => text.replaceAll(one, ''), document.body.innerText).match(/\b(nav|vms?|jobs?|hosts|policies|repository|settings|cluster|overview|events|audit|tokens|list|action|problem)\.[a-z-]+\b/);
     if (words) wrong.push('a text is missing: ' + words[0]);
     return wrong;
 "#;
@@ -208,6 +208,8 @@ async fn every_page_is_usable_on_a_phone_in_both_languages_and_in_the_dark() {
         format!("/vms/{uuid}"),
         format!("/vms/{uuid}/restore"),
         "/hosts".into(),
+        "/hosts/h1".into(),
+        "/cluster".into(),
         "/jobs".into(),
         format!("/jobs/{}", job["id"].as_str().unwrap()),
         "/policies".into(),
@@ -233,6 +235,56 @@ async fn every_page_is_usable_on_a_phone_in_both_languages_and_in_the_dark() {
             assert_eq!(browser.run(shown, json!([])).await, json!([language, theme]));
         }
         assert_eq!(browser.complaints().await, Vec::<String>::new());
+    }
+    drop(browser);
+    daemon.end().await;
+}
+
+/// Where the focus is: what of it cannot be seen, and whether it went round.
+const FOCUS: &str = r#"
+    window.met ??= new Set();
+    const one = document.activeElement;
+    if (!one || one === document.body || window.met.has(one)) return 'round';
+    window.met.add(one);
+    const shown = (element) => { const style = getComputedStyle(element); return style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 0; };
+    const box = one.getBoundingClientRect();
+    if (one.closest('svg')) return '';
+    if (box.bottom < 0 || box.top > innerHeight) return 'out of sight: ' + one.outerHTML.slice(0, 200);
+    return shown(one) ? '' : 'not seen: ' + one.outerHTML.slice(0, 200);
+"#;
+/// What can be used with a mouse and was not met by keyboard. Of several radio buttons one is met.
+const UNMET: &str = r#"
+    const all = document.querySelectorAll('a[href], button, input:not([type=radio]), select, textarea, summary');
+    return [...all].filter((one) => !one.disabled && one.checkVisibility() && !window.met.has(one)).map((one) => one.outerHTML.slice(0, 200));
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_no_mouse_gets_everywhere_and_sees_where_they_are() {
+    const STEPS_MAX: usize = 120;
+    let place = Place::new();
+    place.vm("web1", &["gold"], 1).await;
+    let daemon = place.start().await;
+    daemon.backup("web1").await;
+    let browser = browser(&daemon).await;
+    log_in(&browser, &daemon, Role::Admin).await;
+    for page in ["/", "/vms", "/vms/web1", "/hosts", "/hosts/h1", "/cluster", "/jobs", "/events", "/audit", "/settings"]
+    {
+        browser.page(page).await;
+        let mut is_round = false;
+        for _ in 0..STEPS_MAX {
+            browser.tab().await;
+            let found = browser.run(FOCUS, json!([])).await;
+            match found.as_str().unwrap_or_default() {
+                "" => {}
+                "round" => {
+                    is_round = true;
+                    break;
+                }
+                wrong => panic!("{page}: {wrong}"),
+            }
+        }
+        assert!(is_round, "{page}: the focus is caught, or there is too much on the page");
+        assert_eq!(browser.run(UNMET, json!([])).await, json!([]), "{page}");
     }
     drop(browser);
     daemon.end().await;

@@ -32,7 +32,7 @@ pub fn loads(before: &World, after: &World) -> Vec<HostLoad> {
         world.vms.iter().filter(|vm| vm.host.as_ref() == Some(name)).map(amount).sum()
     };
     let count = |world: &World, name: &HostName| world.vms.iter().filter(|vm| vm.host.as_ref() == Some(name)).count();
-    let percent = |part: u64, whole: u64| if whole == 0 { 0 } else { part.saturating_mul(100) / whole };
+    let percent = |part: u64, whole: u64| part.saturating_mul(100).checked_div(whole).unwrap_or(0);
     let hosts = after.hosts.iter().map(|host| {
         let usable = host.usable();
         let both = |amount: fn(&virtward_model::world::Vm) -> u64, whole: u64| {

@@ -154,6 +154,7 @@ pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
     let env = connect::env(app, hypervisor.clone());
     let mut options = args.how.options();
     options.closed = super::super::host::closed(app, &*to.hypervisor).await;
+    options.passage = Some(std::sync::Arc::new(super::super::ha::Passage::of(app)));
     let outcome = match args.dry_run {
         true => plan_migration(&env, &args.vm, &to, &options).await.map(Outcome::Planned),
         false => migrate_vm(&env, &args.vm, &to, &options, &*app.progress, &app.cancel).await.map(Outcome::Done),

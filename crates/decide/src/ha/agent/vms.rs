@@ -94,6 +94,8 @@ impl Agent {
     pub(super) fn see_vms(&mut self, now: Moment, view: &View, out: &mut Vec<Effect>) {
         let Some(epoch) = self.host.as_ref().map(|mine| mine.record.epoch) else { return };
         let me = self.me.host.clone();
+        // Protected anew, it may have a generation of then.
+        self.stopped.retain(|vm, _| view.vms.contains_key(vm));
         for (vm, record) in &view.vms {
             if record.value.is_owned_by(&me, epoch) && record.value.phase != VmPhase::Stopped {
                 self.mine_seen(now, *vm, record);
@@ -286,6 +288,7 @@ impl Agent {
             Ended::ByGuest => Report::Stopped("shut down by its guest".into()),
             Ended::ByPerson => Report::Stopped("stopped by a person".into()),
             Ended::Migrated => return,
+            Ended::Crashed | Ended::Unknown if task.record.value.moving_to.is_some() => return,
             Ended::Crashed | Ended::Unknown => {
                 let crashes = self.crashes.entry(vm).or_default();
                 crashes.retain(|crash| now.since(*crash) < window);
@@ -423,7 +426,10 @@ impl Agent {
 }
 
 fn is_missing(task: &Task, now: Moment) -> bool {
-    task.report.is_none() && task.gone.is_some_and(|gone| now.since(gone) >= REASON_MS)
+    // One that moves may have arrived: whoever moves it, or the end of one of both hosts, says where it is.
+    task.record.value.moving_to.is_none()
+        && task.report.is_none()
+        && task.gone.is_some_and(|gone| now.since(gone) >= REASON_MS)
 }
 
 impl Report {

@@ -118,6 +118,7 @@ pub(super) async fn arrived(
 
 /// A VM that an earlier run brought to its destination, or that was there all the time.
 pub(super) async fn again(run: &mut Run<'_>, journal: Option<Journal>) -> Result<Migrated> {
+    super::settle(run, true).await;
     let context = || format!("look at {} at the destination", run.vm.name);
     let to = run.there().host().await.map_err(Error::hyper(context()))?.name;
     let from = run.here().host().await.map_err(Error::hyper(context()))?.name;

@@ -20,6 +20,7 @@ mod watch;
 
 use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use serde::Serialize;
 use uuid::Uuid;
 use virtward_decide::migration::{
@@ -51,6 +52,15 @@ pub struct Destination {
     pub address: Option<String>,
 }
 
+/// Whoever has to know where a VM is, and may refuse that it goes: high availability.
+#[async_trait]
+pub trait Passage: std::fmt::Debug + Send + Sync {
+    /// A running VM is about to go to the host of this name.
+    async fn announce(&self, vm: Uuid, to: &str) -> std::result::Result<(), String>;
+    /// It runs there now, or it has stayed.
+    async fn settle(&self, vm: Uuid, to: &str, has_moved: bool) -> std::result::Result<(), String>;
+}
+
 /// Options of [`migrate_vm`].
 #[derive(Clone, Debug, Default)]
 pub struct MigrateOptions {
@@ -76,6 +86,8 @@ pub struct MigrateOptions {
     pub apart: Vec<String>,
     /// Why the destination takes no VMs now.
     pub closed: Option<String>,
+    /// Who has to know.
+    pub passage: Option<Arc<dyn Passage>>,
 }
 
 /// What a migration would do, and what stands in its way.
@@ -349,20 +361,46 @@ fn refusal(snapshot: &Snapshot, blockers: &[&Finding]) -> String {
     if advice.is_empty() { text } else { format!("{text}; {advice}") }
 }
 
+/// Tells whoever has to know that it goes.
+async fn announce(run: &mut Run<'_>) -> std::result::Result<(), String> {
+    let Some(passage) = run.options.passage.clone().filter(|_| run.vm.state.is_active()) else { return Ok(()) };
+    let to = run.there().host().await.map_err(|error| error.to_string())?.name;
+    passage.announce(run.vm.uuid, &to).await
+}
+
+/// Tells where it is.
+pub(super) async fn settle(run: &mut Run<'_>, has_moved: bool) {
+    let Some(passage) = run.options.passage.clone().filter(|_| run.vm.state.is_active()) else { return };
+    let told = match run.there().host().await {
+        Ok(host) => passage.settle(run.vm.uuid, &host.name, has_moved).await,
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(why) = told {
+        run.warn(format!("high availability was not told where {} is: {why}; run the command again", run.vm.name));
+    }
+}
+
 /// Drives it to its end and looks where it runs.
 async fn finish(run: &mut Run<'_>, mut journal: Journal, taken_up: bool) -> Result<Migrated> {
+    if let Err(why) = announce(run).await {
+        clear(run, &journal).await;
+        journal.remove(run.env)?;
+        return Err(Error::Refused(why));
+    }
     run.phase(Phase::Copying);
     let before = arrive::before(run, &journal).await;
     let driven = drive::drive(run, &journal, taken_up).await;
     run.phase(Phase::Publishing);
     match watch::settle(run, &driven).await? {
         watch::Place::There => {
+            settle(run, true).await;
             let migrated = arrive::arrived(run, &mut journal, driven, before).await?;
             journal.remove(run.env)?;
             Ok(migrated)
         }
         watch::Place::Here => {
             run.phase(Phase::CleaningUp);
+            settle(run, false).await;
             clear(run, &journal).await;
             journal.remove(run.env)?;
             Err(driven.failure(run))

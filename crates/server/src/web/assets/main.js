@@ -14,7 +14,7 @@ import { head, soon, trouble, waiting } from './ui.js';
 // How soon a page is read again when something changed while it was read.
 const AGAIN_MS = 1000;
 
-const app = { who: null, isLive: false, isMenuOpen: false, running: 0, host: '' };
+const app = { who: null, isLive: false, isMenuOpen: false, isCluster: false, running: 0, host: '' };
 const root = document.getElementById('app');
 let page = null;
 let problem = null;
@@ -151,6 +151,9 @@ async function enter(who) {
   await Promise.all([show({ isMoved: false }), count(), api.get(['version']).then((version) => {
     app.host = version.host;
     app.version = version.version;
+    update();
+  }), api.get(['cluster']).then((cluster) => {
+    app.isCluster = cluster.is_cluster;
     update();
   })]);
 }

@@ -4,7 +4,9 @@
 //   end()    tidies up (optional)
 
 import audit from './pages/audit.js';
+import cluster from './pages/cluster.js';
 import events from './pages/events.js';
+import host from './pages/host.js';
 import hosts from './pages/hosts.js';
 import job from './pages/job.js';
 import jobs from './pages/jobs.js';
@@ -24,6 +26,8 @@ const ROUTES = [
   ['/vms/:vm', vm],
   ['/vms/:vm/restore', restore],
   ['/hosts', hosts],
+  ['/hosts/:host', host],
+  ['/cluster', cluster],
   ['/jobs', jobs],
   ['/jobs/:job', job],
   ['/policies', policies],

@@ -70,7 +70,7 @@ export function choices(label, value, options, choose) {
 }
 
 /**
- * A table. Columns are `{ label, cell, num, sort, blank, minor }`, `minor` ones only where there is room; the first is what a row is called. `sorting` is
+ * A table. Columns are `{ label, cell, num, sort, blank, minor }`, `minor` ones only where there is room, `wide` ones not on a phone; the first is what a row is called. `sorting` is
  * `{ by, choose }`.
  */
 export function table(columns, rows, { label, id, sorting, more } = {}) {
@@ -83,7 +83,7 @@ export function table(columns, rows, { label, id, sorting, more } = {}) {
     if (!column.sort || !sorting) return undefined;
     return sorting.by === column.sort ? 'ascending' : sorting.by === `-${column.sort}` ? 'descending' : 'none';
   };
-  const kind = (column, at) => [column.num && 'num', at === 0 && 'first', column.blank && 'act', column.minor && 'minor'].filter(Boolean).join(' ') || undefined;
+  const kind = (column, at) => [column.num && 'num', at === 0 && 'first', column.blank && 'act', column.minor && 'minor', column.wide && 'wide'].filter(Boolean).join(' ') || undefined;
   return h('div', { class: 'table-box' },
     h('table', { class: 'folds', 'aria-label': label },
       h('thead', null, h('tr', null, columns.map((column) => h('th', { scope: 'col', class: kind(column, -1), 'aria-sort': order(column) }, heading(column))))),

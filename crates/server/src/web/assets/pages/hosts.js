@@ -1,60 +1,72 @@
-// Hosts. That a host is down, that only its libvirtd is, and that nobody can tell are three things, and are said so.
+// Hosts, one line each. That a host is down, that only its libvirtd is, and that nobody can tell are three things, and are
+// said so.
 
 import * as api from '../api.js';
 import { h } from '../dom.js';
-import { bytes, number, when } from '../format.js';
+import { number } from '../format.js';
 import { t } from '../i18n.js';
-import { card, chip, empty, facts, gauge, head, note, tone } from '../ui.js';
+import { card, chip, choices, empty, head, table } from '../ui.js';
+import { hostPath, keep, load as loadOf, memory, room } from './shared.js';
 
-export default function hosts({ update }) {
-  let [items, next] = [[], null];
+const STATES = ['up', 'libvirtd-down', 'down', 'unknown'];
+const FIELDS = { up: 'up', 'libvirtd-down': 'libvirtd_down', down: 'down', unknown: 'unknown' };
 
-  async function read(cursor) {
-    const page = await api.get(['hosts'], { cursor });
-    items = cursor ? [...items, ...page.items] : page.items;
+export default function hosts({ query, go, load, update }) {
+  const filter = { name: query.get('name') ?? '', state: query.get('state') ?? '' };
+  let [items, next, total, counts, typing] = [[], null, 0, {}, null];
+
+  function choose(name, value) {
+    filter[name] = value;
+    keep(go, filter);
+    load();
+  }
+
+  function search(event) {
+    const { value } = event.target;
+    clearTimeout(typing);
+    typing = setTimeout(() => choose('name', value.trim()), 250);
+  }
+
+  async function more() {
+    const page = await api.get(['hosts'], { ...filter, cursor: next });
+    items.push(...page.items);
     next = page.next;
+    update();
   }
 
-  function storage(one) {
-    return h('div', { class: 'stack tight', key: one.path },
-      h('div', { class: 'row' }, h('code', null, one.path), h('small', { class: 'soft' }, t('hosts.disks', { n: one.disks }))),
-      gauge(one.total_bytes - one.free_bytes, one.total_bytes, one.path),
-      h('small', { class: 'soft' }, t('hosts.free-of', { free: bytes(one.free_bytes), total: bytes(one.total_bytes) })));
-  }
-
-  function one(host) {
-    const isUp = host.state === 'up';
-    return h('article', { class: 'card', key: host.name, 'aria-label': host.name },
-      h('header', null, h('h2', null, host.name), chip('host', host.state), host.is_local && h('span', { class: 'tag' }, t('hosts.local')), h('div', { class: 'end' }, t('hosts.since'), ' ', when(host.since))),
-      h('div', { class: 'body stack' },
-        !isUp && note(tone('host', host.state), h('b', null, t(`hosts.${host.state}-means`)), host.reason, host.seen && h('span', null, t('hosts.seen'), ' ', when(host.seen))),
-        facts(
-          [t('nav.vms'), h('a', { href: api.path(['vms'], { host: host.name }) }, t('hosts.vms', { all: number(host.vms), running: number(host.vms_running) }))],
-          [t('hosts.jobs'), number(host.jobs_running)],
-          host.cpus !== null && [t('hosts.load'), t('hosts.load-of', { load: host.load === null ? '–' : number(host.load, 2), cpus: number(host.cpus) })],
-          [t('hosts.versions'), `libvirt ${host.libvirt_version ?? '–'} · QEMU ${host.qemu_version ?? '–'}`],
-          [t('hosts.uri'), h('code', null, host.uri)]),
-        host.memory_bytes !== null && host.memory_available_bytes !== null && h('div', { class: 'stack tight', key: 'memory' },
-          h('span', { class: 'label' }, t('hosts.memory')),
-          gauge(host.memory_bytes - host.memory_available_bytes, host.memory_bytes, t('hosts.memory')),
-          h('small', { class: 'soft' }, t('hosts.free-of', { free: bytes(host.memory_available_bytes), total: bytes(host.memory_bytes) }))),
-        host.storage.map(storage)));
-  }
+  const columns = () => [
+    { label: t('hosts.host'), cell: (host) => [h('a', { class: 'name', href: hostPath(host.name) }, host.name), host.is_local && [' ', h('span', { class: 'tag' }, t('hosts.local'))]] },
+    { label: t('hosts.state'), cell: (host) => [chip('host', host.state, t(`host.${host.state}`)), host.state !== 'up' && h('div', null, h('small', null, host.reason))] },
+    { label: t('hosts.vms-running'), num: true, cell: (host) => h('a', { href: api.path(['vms'], { host: host.name }) }, t('hosts.vms-short', { all: number(host.vms), running: number(host.vms_running) })) },
+    { label: t('hosts.jobs'), minor: true, num: true, cell: (host) => number(host.jobs_running) },
+    { label: t('hosts.load'), cell: loadOf },
+    { label: t('hosts.memory'), cell: memory },
+    { label: t('hosts.storage'), cell: room },
+    { label: t('hosts.versions'), minor: true, cell: (host) => h('small', { class: 'nowrap' }, `libvirt ${host.libvirt_version ?? '–'} · QEMU ${host.qemu_version ?? '–'}`) },
+  ];
 
   return {
     title: () => t('nav.hosts'),
-    load: () => read(null),
+    async load() {
+      const [page, overview] = await Promise.all([api.get(['hosts'], filter), api.get(['overview'])]);
+      [items, next, total, counts] = [page.items, page.next, page.total, overview.hosts];
+    },
+    end: () => clearTimeout(typing),
     on: {
       host(host) {
         const at = items.findIndex((known) => known.name === host.name);
-        if (at >= 0) items[at] = host;
-        else items.push(host);
+        if (at < 0) return false;
+        items[at] = { ...host, jobs_running: items[at].jobs_running };
+        return true;
       },
     },
     view: () => [
       head(t('nav.hosts')),
-      items.length === 0 ? card('', { key: 'none' }, empty(t('hosts.none'))) : h('div', { class: 'hosts', key: 'hosts' }, items.map(one)),
-      next && h('p', { class: 'empty', key: 'more' }, h('button', { type: 'button', class: 'button', onclick: () => read(next).then(update) }, t('list.more'))),
+      h('div', { class: 'tools', role: 'search', key: 'tools' },
+        h('input', { type: 'search', class: 'search', value: filter.name, oninput: search, placeholder: t('hosts.search'), 'aria-label': t('hosts.search') }),
+        choices(t('hosts.state'), filter.state, STATES.map((name) => [name, t(`host.${name}`), counts[FIELDS[name]]]), (value) => choose('state', value)),
+        h('span', { class: 'end', role: 'status' }, t('hosts.count', { n: total, shown: number(total) }))),
+      card('', { key: 'list' }, items.length === 0 ? empty(t('hosts.none')) : table(columns(), items, { label: t('nav.hosts'), id: (host) => host.name, more: next && more })),
     ],
   };
 }

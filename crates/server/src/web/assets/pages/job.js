@@ -3,9 +3,9 @@
 import * as api from '../api.js';
 import { h } from '../dom.js';
 import { absolute, bytes, clock, elapsed, number, percent, second, when } from '../format.js';
-import { t } from '../i18n.js';
+import { t, word } from '../i18n.js';
 import { brief, button, card, chip, door, empty, facts, head, note, progress, subject } from '../ui.js';
-import { cancel, isOpen, vmPath } from './shared.js';
+import { cancel, hostPath, isOpen, vmPath } from './shared.js';
 
 const LOG_MAX = 1000;
 
@@ -50,7 +50,7 @@ export default function job({ params, who, update }) {
     return card(t('jobs.facts'), { wide: data.result && Object.keys(data.result).length > 0 ? 'half' : '' }, h('div', { class: 'body' }, facts(
       data.vm && [t('vms.vm'), h('a', { href: vmPath(data.vm) }, data.vm.name)],
       [t('nav.repository'), h('a', { href: api.path(['repositories', data.repository]) }, data.repository)],
-      [t('vms.host'), data.host],
+      [t('vms.host'), h('a', { href: hostPath(data.host) }, data.host)],
       [t('jobs.origin'), data.origin.policy ? [h('a', { href: api.path(['policies', data.origin.policy]) }, data.origin.policy), data.origin.attempt > 1 && [' · ', t('jobs.attempt', { n: data.origin.attempt })]] : data.origin.by],
       data.origin.after && [t('jobs.after'), h('a', { href: api.path(['jobs', data.origin.after]) }, brief(data.origin.after))],
       [t('jobs.created'), clock(data.created)],
@@ -61,7 +61,7 @@ export default function job({ params, who, update }) {
 
   function entries() {
     return card(t('jobs.log'), {}, log.length === 0 ? empty(t('jobs.no-log')) : h('ol', { class: 'log', tabindex: '0', 'aria-label': t('jobs.log') }, log.map((entry) =>
-      h('li', { key: entry.seq, class: entry.level }, h('time', { datetime: entry.at, title: absolute(entry.at) }, second(entry.at)), h('span', null, entry.level !== 'info' && `${t(`severity.${entry.level}`)}: `, entry.message)))));
+      h('li', { key: entry.seq, class: entry.level }, h('time', { datetime: entry.at, title: absolute(entry.at) }, second(entry.at)), h('span', null, entry.level !== 'info' && `${t(`severity.${entry.level}`)}: `, word(`phase.${entry.message}`, entry.message))))));
   }
 
   return {

@@ -11,7 +11,7 @@ const STATES = [['running,queued', 'open'], ['succeeded', 'succeeded'], ['failed
 const KINDS = ['backup', 'restore', 'verify', 'copy', 'prune'];
 
 export default function jobs({ query, who, go, load, update }) {
-  const filter = Object.fromEntries(['state', 'kind', 'vm', 'policy', 'repository'].map((name) => [name, query.get(name) ?? '']));
+  const filter = Object.fromEntries(['state', 'kind', 'vm', 'policy', 'repository', 'host'].map((name) => [name, query.get(name) ?? '']));
   let [items, next, total] = [[], null, 0];
 
   function choose(name, value) {
@@ -31,7 +31,8 @@ export default function jobs({ query, who, go, load, update }) {
     && (!filter.kind || filter.kind === job.kind)
     && (!filter.vm || filter.vm === job.vm?.name || filter.vm === job.vm?.uuid)
     && (!filter.policy || filter.policy === job.origin.policy)
-    && (!filter.repository || filter.repository === job.repository);
+    && (!filter.repository || filter.repository === job.repository)
+    && (!filter.host || filter.host === job.host);
 
   return {
     title: () => t('nav.jobs'),
@@ -52,6 +53,7 @@ export default function jobs({ query, who, go, load, update }) {
         choices(t('jobs.state'), filter.state, STATES.map(([states, name]) => [states, t(`jobs.only-${name}`)]), (value) => choose('state', value)),
         select(filter.kind, [['', t('jobs.any-kind')], ...KINDS.map((kind) => [kind, t(`kind.${kind}`)])], (value) => choose('kind', value), t('jobs.job')),
         filter.vm && h('button', { type: 'button', class: 'choice', 'aria-pressed': 'true', onclick: () => choose('vm', '') }, t('jobs.only-vm'), ' \u00d7'),
+        filter.host && h('button', { type: 'button', class: 'choice', 'aria-pressed': 'true', onclick: () => choose('host', '') }, filter.host, ' \u00d7'),
         h('span', { class: 'end', role: 'status' }, t('jobs.count', { n: total, shown: number(total) }))),
       card('', { key: 'list' }, items.length === 0 ? empty(t('jobs.none')) : jobTable(items, { who, more: next && more })),
     ],

@@ -1,13 +1,32 @@
 // What several pages show in the same way.
 
-import { attempt, brief, button, check, chip, confirm, dialog, ends, field, progress, select, subject, table, toast } from '../ui.js';
+import { attempt, brief, button, check, chip, confirm, dialog, ends, field, gauge, note, progress, select, subject, table, toast } from '../ui.js';
 import * as api from '../api.js';
 import { h } from '../dom.js';
-import { bytes, elapsed, when } from '../format.js';
+import { bytes, elapsed, number, when } from '../format.js';
 import { t } from '../i18n.js';
 
 /** The path of a VM's page. */
 export const vmPath = (vm, ...more) => api.path(['vms', vm.uuid ?? vm, ...more]);
+
+export const hostPath = (name) => api.path(['hosts', name]);
+
+/** How full something of a host is, in a cell of a table. */
+const meter = (part, whole, label, text) => h('div', { class: 'meter' }, gauge(part, whole, label), h('small', null, text));
+
+export const load = (host) => (host.cpus === null || host.load === null ? '–' : meter(host.load, host.cpus, t('hosts.load'), t('hosts.load-short', { load: number(host.load, 2), cpus: number(host.cpus) })));
+
+export function memory({ memory_bytes: all, memory_available_bytes: free }) {
+  return all === null || free === null ? '–' : meter(all - free, all, t('hosts.memory'), t('hosts.free', { free: bytes(free) }));
+}
+
+/** The fullest of a host's file systems. */
+export function room({ storage }) {
+  if (storage.length === 0) return '–';
+  const used = (one) => (one.total_bytes - one.free_bytes) / one.total_bytes;
+  const fullest = storage.reduce((worst, one) => (used(one) > used(worst) ? one : worst));
+  return meter(fullest.total_bytes - fullest.free_bytes, fullest.total_bytes, fullest.path, t('hosts.free', { free: bytes(fullest.free_bytes) }));
+}
 
 export const jobLink = (job) => h('a', { class: 'name', href: api.path(['jobs', job.id]) }, t(`kind.${job.kind}`));
 
@@ -44,10 +63,11 @@ function outcome(job) {
 /** Jobs with what came of them. */
 export function jobTable(jobs, { who, showVm = true, more }) {
   const columns = [
-    { label: t('jobs.job'), cell: jobLink },
-    showVm && { label: t('jobs.about'), cell: about },
+    { label: t('jobs.job'), cell: (job) => [jobLink(job), showVm && h('span', { class: 'narrow' }, ' · ', about(job))] },
+    showVm && { label: t('jobs.about'), wide: true, cell: about },
     { label: t('jobs.state'), cell: (job) => chip('job', job.state) },
     { label: t('jobs.outcome'), cell: outcome },
+    new Set(jobs.map((job) => job.host)).size > 1 && { label: t('vms.host'), minor: true, cell: (job) => h('a', { href: hostPath(job.host) }, job.host) },
     { label: t('jobs.origin'), minor: true, cell: (job) => (job.origin.policy ? h('a', { href: api.path(['policies', job.origin.policy]) }, job.origin.policy) : job.origin.by) },
     { label: t('jobs.began'), cell: (job) => when(job.started ?? job.created) },
     { label: t('jobs.took'), minor: true, num: true, cell: (job) => elapsed(job.started, job.finished) },
@@ -94,7 +114,8 @@ export function feed(events) {
       event.job && h('a', { href: api.path(['jobs', event.job]) }, t('events.job'), ' ', brief(event.job)),
       event.policy && h('a', { href: api.path(['policies', event.policy]) }, event.policy),
       event.repository && h('a', { href: api.path(['repositories', event.repository]) }, event.repository),
-      event.host && !event.vm_name && h('a', { href: '/hosts' }, event.host))),
+      event.host && !event.vm_name && h('a', { href: hostPath(event.host) }, event.host),
+      event.node && event.node !== event.host && h('span', { class: 'tag', title: t('cluster.node') }, event.node))),
     when(event.at))));
 }
 
@@ -103,3 +124,15 @@ export function keep(go, values) {
   const text = api.path([location.pathname.slice(1)], values).replace(/^\/[^?]*/, location.pathname);
   go(text, { replace: true });
 }
+
+/** The names of all nodes, and that of the one that answers. */
+export async function nodes() {
+  const { nodes: all, node } = await api.get(['cluster']);
+  return { names: all.map(({ name }) => name), me: node };
+}
+
+/** Whose events or entries are shown, where there are several nodes. */
+export const nodeChoice = (names, value, choose) => names.length > 1 && select(value, [['', t('cluster.all-nodes')], ...names.map((name) => [name, name])], choose, t('cluster.node'));
+
+/** Says which nodes did not answer: what they know is not in a list. */
+export const missing = (names) => names.length > 0 && h('div', { role: 'status', class: 'tools', key: 'missing' }, note('warn', t('cluster.missing', { names: names.join(', ') })));

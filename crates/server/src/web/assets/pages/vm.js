@@ -6,7 +6,7 @@ import { h } from '../dom.js';
 import { bytes, clock, duration, number, rate, when } from '../format.js';
 import { t } from '../i18n.js';
 import { brief, button, card, chip, choices, door, empty, facts, head, note, soon, table, tag, tone } from '../ui.js';
-import { advance, backUp, jobTable, place, policyLinks, vmPath } from './shared.js';
+import { advance, backUp, hostPath, jobTable, place, policyLinks, vmPath } from './shared.js';
 
 const POINTS_MAX = 500;
 const POINTS_SHOWN = 12;
@@ -42,7 +42,8 @@ export default function vm({ params, who, update, load }) {
   function machine() {
     const { guest, usage } = data;
     return card(t('vm.machine'), { wide: 'half' }, h('div', { class: 'body' }, facts(
-      [t('vms.host'), data.host],
+      [t('vms.host'), h('a', { href: hostPath(data.host) }, data.host)],
+      data.also_on.length > 0 && [t('vm.also-on'), data.also_on.map((name, at) => [at > 0 && ', ', h('a', { href: hostPath(name) }, name)])],
       data.title && [t('vm.title'), data.title],
       [t('vm.size'), [data.vcpus !== null && t('vm.vcpus', { n: data.vcpus }), data.memory_bytes !== null && ` · ${bytes(data.memory_bytes)}`]],
       usage && [t('vm.usage'), t('vm.usage-of', { cpu: number(usage.cpu * 100), memory: bytes(usage.memory_rss_bytes), read: rate(usage.read_bytes_s), write: rate(usage.write_bytes_s) })],

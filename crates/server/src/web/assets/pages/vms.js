@@ -5,7 +5,7 @@ import { h } from '../dom.js';
 import { bytes, number, when } from '../format.js';
 import { t } from '../i18n.js';
 import { card, chip, choices, empty, head, select, table, tag } from '../ui.js';
-import { keep, policyLinks, vmPath } from './shared.js';
+import { hostPath, keep, policyLinks, vmPath } from './shared.js';
 
 const FILTERS = ['name', 'protection', 'state', 'policy', 'host', 'tag'];
 const PROTECTION = ['protected', 'overdue', 'pending', 'unprotected', 'unknown'];
@@ -45,7 +45,7 @@ export default function vms({ query, go, load, update }) {
       { label: t('vms.policies'), cell: (vm) => policyLinks(vm.policies) },
       { label: t('vms.state'), sort: 'state', cell: (vm) => [chip('power', vm.state), vm.is_stale && [' ', h('small', { title: t('vms.stale-help') }, t('vms.stale'))]] },
       { label: t('vms.size'), minor: true, sort: 'size', num: true, cell: (vm) => bytes(vm.size_bytes) },
-      { label: t('vms.host'), sort: 'host', cell: (vm) => vm.host },
+      { label: t('vms.host'), sort: 'host', cell: (vm) => h('a', { href: hostPath(vm.host) }, vm.host) },
     ];
     const sorting = { by: sort, choose: (by) => {
       sort = by;

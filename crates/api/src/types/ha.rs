@@ -1,0 +1,206 @@
+//! High availability: hosts, protected VMs, switches.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// High availability as one daemon sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HaStatus {
+    /// Whether silent hosts are fenced and VMs restarted at all (`ha arm`, `ha disarm`).
+    pub armed: bool,
+    /// Who changed that last, and why.
+    pub note: String,
+    /// Host failures that capacity is kept for.
+    pub failures: u32,
+    /// Why the state cannot be reached, if it cannot.
+    pub state_error: Option<String>,
+    /// Hosts that are or were in service, by name.
+    pub hosts: Vec<HaHost>,
+    /// Protected VMs, by name.
+    pub vms: Vec<HaVm>,
+}
+
+/// A host in high availability.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HaHost {
+    /// Name of its node.
+    pub name: String,
+    /// `out`, `armed`, `suspect`, `fencing`, `fenced`.
+    pub phase: String,
+    /// Rises whenever it leaves or enters service.
+    pub epoch: u64,
+    /// How well its VMs are protected: `none`, `degraded`, `full`.
+    pub grade: String,
+    /// Everything that keeps the grade from being better, and what to know about it.
+    pub reasons: Vec<String>,
+    /// `none`, `software`, `hardware`.
+    pub watchdog: String,
+    /// Fence devices that its configuration names for it.
+    pub fence_devices: u32,
+    /// Taken out of service for a while; nobody fences it, and it gets nothing.
+    pub maintenance: bool,
+    /// How long nothing was heard of it, in milliseconds.
+    pub silent_ms: Option<u64>,
+    /// What a proof of its death waits for, while it is being fenced.
+    pub fencing: Option<String>,
+    /// By what its last epoch was proved to be over.
+    pub proof: Option<String>,
+    /// Protected VMs that it has.
+    pub vms: u32,
+}
+
+/// A protected VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HaVm {
+    /// UUID.
+    pub uuid: Uuid,
+    /// Name.
+    pub name: String,
+    /// Who has it.
+    pub host: Option<String>,
+    /// `stopped`, `claimed`, `starting`, `running`, `lost`, `claimable`.
+    pub phase: String,
+    /// Whether it should run.
+    pub should_run: bool,
+    /// Rises with every start.
+    pub generation: u64,
+    /// It was seen to be ready since it was started.
+    pub ready: bool,
+    /// Why it is not being started, if it should run and does not.
+    pub waits: Option<String>,
+    /// What happened last.
+    pub note: String,
+    /// How it is protected.
+    pub policy: HaPolicy,
+}
+
+/// How a VM is protected. What is left out stays as it is, or has its default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HaPolicy {
+    /// Lower tiers start first: 0 to 9; default 5.
+    pub tier: Option<u8>,
+    /// VMs, by name or UUID, that must be ready first.
+    pub after: Option<Vec<String>>,
+    /// When it is ready itself: `agent` (its guest agent answers; default) or `running`.
+    pub gate: Option<String>,
+    /// Those that wait for it go on after so many seconds; default 300.
+    pub ready_s: Option<u64>,
+    /// The only host that it may be restarted on; an empty text: any.
+    pub only_on: Option<String>,
+    /// Resets within the window before it is taken elsewhere; default 3.
+    pub resets_max: Option<u32>,
+    /// The window, in seconds; default an hour.
+    pub resets_window_s: Option<u64>,
+    /// A guest whose agent and disks are silent for so many seconds is reset; 0: never; default 60.
+    pub hang_s: Option<u64>,
+}
+
+/// Why something is switched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HaReason {
+    /// In a person's words.
+    pub reason: String,
+}
+
+/// A protected VM that moves while it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HaMove {
+    /// The host that it goes to, by name.
+    pub to: String,
+    /// Null: it is about to go. Else whether it runs there now, or has stayed.
+    #[serde(default)]
+    pub has_moved: Option<bool>,
+}
+
+/// What is known of one protected VM, and why it is where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HaExplanation {
+    /// The VM.
+    pub vm: HaVm,
+    /// In sentences.
+    pub lines: Vec<String>,
+}
+
+/// What became of a test of a host's fence devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HaFenceTest {
+    /// The host.
+    pub host: String,
+    /// The node that asked its devices.
+    pub from: String,
+    /// Every device could be relied on.
+    pub good: bool,
+    /// Its devices.
+    pub devices: Vec<HaFenceDevice>,
+}
+
+/// A fence device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HaFenceDevice {
+    /// Name.
+    pub name: String,
+    /// Level 1 is tried first.
+    pub level: u8,
+    /// Nothing was found that is wrong.
+    pub good: bool,
+    /// What was looked at, in order.
+    pub findings: Vec<HaFinding>,
+}
+
+/// One step of a test.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HaFinding {
+    /// `parameters`, `validate-all`, `monitor`, `status`, `off`, `on`.
+    pub step: String,
+    /// It is as it should be.
+    pub good: bool,
+    /// What was found.
+    pub text: String,
+}
+
+/// How a fence device is tested.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HaFenceTestRequest {
+    /// Also switch the host off and on again. Everything that runs on it ends; only for a host that is out of service.
+    pub power_cycle: bool,
+}
+
+/// What would not run if hosts were lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HaCapacity {
+    /// Host failures that were tried, in every combination.
+    pub failures: u32,
+    /// Every protected VM would run again whichever hosts were lost.
+    pub enough: bool,
+    /// Losses after which something would not run.
+    pub losses: Vec<HaLoss>,
+    /// Hosts with their memory.
+    pub hosts: Vec<HaRoom>,
+}
+
+/// A loss and what it would cost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HaLoss {
+    /// Hosts that are lost together.
+    pub hosts: Vec<String>,
+    /// VMs that would have no place.
+    pub vms: Vec<String>,
+    /// In a sentence.
+    pub why: String,
+}
+
+/// A host's memory for protected VMs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HaRoom {
+    /// Host.
+    pub host: String,
+    /// For guests.
+    pub memory_bytes: u64,
+    /// Taken by protected VMs.
+    pub used_bytes: u64,
+}

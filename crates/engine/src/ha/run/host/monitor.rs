@@ -1,0 +1,261 @@
+//! Protected guests that run here, each with its machine: does it live, is it ready, is it to be reset.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::sync::{broadcast, watch as latest};
+use virtward_decide::ha::{
+    Moment, View, VmId,
+    guest::{Effect, Event, Guest},
+    record::{Gate, VmPhase, VmPolicy},
+};
+use virtward_hypervisor::{DomainEventKind, Hypervisor};
+use virtward_model::VmState;
+
+use super::{Input, guests};
+use crate::ha::run::{Ha, Outside, Weight, clock, lock};
+
+/// Between two looks at a guest.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The same while its readiness is waited for.
+const READY_EVERY: Duration = Duration::from_secs(1);
+/// How long a guest's agent may take, in seconds.
+const PING_S: u32 = 3;
+/// How long the counters may take.
+const STATS_MAX: Duration = Duration::from_secs(4);
+/// A guest that runs for so long after an I/O error has got over it.
+const MENDED_MS: u64 = 30_000;
+/// How long the end of a guest that is given up is waited for.
+const END_MAX: Duration = Duration::from_secs(20);
+
+/// Why a guest's vCPUs do not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Still {
+    IoError,
+    /// A person's doing, or a job's: nothing follows from its silence.
+    Other,
+}
+
+struct One {
+    name: String,
+    guest: Guest,
+    still: Option<Still>,
+    /// When it last stood still for an I/O error.
+    io_error: Option<Moment>,
+    gate: Gate,
+    is_ready: bool,
+    policy: VmPolicy,
+}
+
+/// All of them.
+#[derive(Clone)]
+pub(super) struct Monitors {
+    ha: Ha,
+    hypervisor: latest::Receiver<Option<Arc<dyn Hypervisor>>>,
+    outside: Arc<dyn Outside>,
+    guests: Arc<Mutex<BTreeMap<VmId, One>>>,
+}
+
+impl Monitors {
+    pub(super) fn new(
+        ha: Ha,
+        hypervisor: latest::Receiver<Option<Arc<dyn Hypervisor>>>,
+        outside: Arc<dyn Outside>,
+    ) -> Self {
+        let this = Self { ha, hypervisor, outside, guests: Arc::default() };
+        tokio::spawn(this.clone().listen());
+        this
+    }
+
+    /// Watches what runs here, and nothing else.
+    pub(super) fn follow(&self, view: &View, epoch: Option<u64>) {
+        let me = &self.ha.settings().host;
+        let mut guests = lock(&self.guests);
+        let runs_here = |vm: &VmId| {
+            view.vms.get(vm).filter(|of| {
+                epoch.is_some_and(|epoch| of.value.is_owned_by(me, epoch))
+                    && of.value.phase == VmPhase::Running
+                    && of.value.moving_to.is_none()
+            })
+        };
+        guests.retain(|vm, _| runs_here(vm).is_some());
+        let mut new = Vec::new();
+        for vm in view.vms.keys() {
+            let Some(record) = runs_here(vm) else { continue };
+            let record = &record.value;
+            let one = guests.entry(*vm).or_insert_with(|| {
+                new.push(*vm);
+                One {
+                    name: record.name.clone(),
+                    guest: Guest::new(record.policy.clone(), clock::now()),
+                    still: None,
+                    io_error: None,
+                    gate: record.policy.gate,
+                    is_ready: record.ready,
+                    policy: record.policy.clone(),
+                }
+            });
+            one.is_ready = record.ready;
+            if one.policy != record.policy {
+                one.policy = record.policy.clone();
+                one.gate = record.policy.gate;
+                one.guest.set_policy(record.policy.clone());
+            }
+        }
+        drop(guests);
+        for vm in new {
+            tokio::spawn(self.clone().watch(vm));
+        }
+    }
+
+    /// A guest's process was made anew.
+    pub(super) fn started(&self, vm: VmId) {
+        self.step(vm, Event::Started);
+    }
+
+    /// Looks at one guest for as long as it is watched.
+    async fn watch(self, vm: VmId) {
+        self.look_whether_it_stands_still(vm).await;
+        loop {
+            let seen = lock(&self.guests).get(&vm).map(|one| (one.is_ready, one.gate, one.still, one.io_error));
+            let Some((is_ready, gate, still, io_error)) = seen else { return };
+            if still.is_some() || io_error.is_some() {
+                match (still, io_error) {
+                    (Some(Still::IoError), _) => self.step(vm, Event::IoPaused),
+                    (None, Some(at)) if clock::now().since(at) > MENDED_MS => {
+                        self.note(vm, |one| one.io_error = None);
+                        self.step(vm, Event::Running);
+                    }
+                    _ => {}
+                }
+                if still.is_some() {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                    continue;
+                }
+            }
+            if !is_ready && gate == Gate::Running {
+                let _ = self.ha.0.to_agent.send(Input::Ready { vm });
+            }
+            let hypervisor = self.hypervisor.borrow().clone();
+            if let Some(hypervisor) = hypervisor {
+                let sample = sample(&*hypervisor, vm).await;
+                self.step(vm, sample);
+                // Said once by the machine; again here, should the store not have heard it.
+                if !is_ready && matches!(sample, Event::Sample { agent: Some(true), .. }) {
+                    let _ = self.ha.0.to_agent.send(Input::Ready { vm });
+                }
+            }
+            tokio::time::sleep(if is_ready { LOOK_EVERY } else { READY_EVERY }).await;
+        }
+    }
+
+    fn note(&self, vm: VmId, change: impl FnOnce(&mut One)) {
+        if let Some(one) = lock(&self.guests).get_mut(&vm) {
+            change(one);
+        }
+    }
+
+    /// Events tell from now on; whether it stands still already, nobody tells.
+    async fn look_whether_it_stands_still(&self, vm: VmId) {
+        let hypervisor = self.hypervisor.borrow().clone();
+        let Some(hypervisor) = hypervisor else { return };
+        if hypervisor.lookup(&vm.to_string()).await.is_ok_and(|vm| vm.state == VmState::Paused) {
+            self.note(vm, |one| one.still = one.still.or(Some(Still::Other)));
+        }
+    }
+
+    fn step(&self, vm: VmId, event: Event) {
+        let effects = match lock(&self.guests).get_mut(&vm) {
+            Some(one) => {
+                let name = one.name.clone();
+                let effects = one.guest.step(clock::now(), event);
+                effects.into_iter().map(|effect| (name.clone(), effect)).collect::<Vec<_>>()
+            }
+            None => return,
+        };
+        for (name, effect) in effects {
+            tokio::spawn(self.clone().perform(vm, name, effect));
+        }
+    }
+
+    async fn perform(self, vm: VmId, name: String, effect: Effect) {
+        let hypervisor = self.hypervisor.borrow().clone();
+        let answers = &self.ha.0.to_agent;
+        match (effect, hypervisor) {
+            (Effect::Say(text), _) => self.outside.say(Weight::Warning, &format!("{name}: {text}")),
+            (Effect::Ready, _) => _ = answers.send(Input::Ready { vm }),
+            (Effect::Reset(why), Some(hypervisor)) => {
+                self.outside.say(Weight::Error, &format!("{name} is reset: {why}"));
+                if let Err(error) = hypervisor.reset(vm).await {
+                    self.outside.say(Weight::Error, &format!("{name} could not be reset: {error}"));
+                }
+                // A panicked or paused guest does not run after a reset alone.
+                let _ = hypervisor.resume(vm).await;
+            }
+            (Effect::Resume, Some(hypervisor)) => {
+                let outcome = hypervisor.resume(vm).await.map_or_else(|error| error.to_string(), |()| "done".into());
+                self.outside
+                    .say(Weight::Error, &format!("{name} was stopped by an I/O error; let run again: {outcome}"));
+            }
+            (Effect::Relocate(why), _) => {
+                self.outside.say(Weight::Error, &format!("{name} is given up on this host: {why}"));
+                // It must not be said to have failed while its process may write.
+                while let Err(error) = guests::end(&self.ha, vm, END_MAX).await {
+                    self.outside.say(Weight::Error, &error);
+                }
+                let _ = answers.send(Input::Relocate { vm, why });
+            }
+            (Effect::Reset(_) | Effect::Resume, None) => {}
+        }
+    }
+
+    /// What the hypervisor tells by itself.
+    async fn listen(self) {
+        let mut connection = self.hypervisor.clone();
+        let Ok(Some(hypervisor)) = connection.wait_for(Option::is_some).await.map(|there| there.clone()) else {
+            return;
+        };
+        let mut events = hypervisor.events();
+        loop {
+            let event = match events.recv().await {
+                Ok(event) => event,
+                Err(broadcast::error::RecvError::Lagged(_)) => continue,
+                Err(broadcast::error::RecvError::Closed) => return,
+            };
+            let vm = event.uuid;
+            match &event.kind {
+                DomainEventKind::Watchdog => self.step(vm, Event::Watchdog),
+                DomainEventKind::Crashed => self.step(vm, Event::Panicked),
+                DomainEventKind::Suspended { detail } if detail == "ioerror" => {
+                    let now = clock::now();
+                    self.note(vm, |one| (one.still, one.io_error) = (Some(Still::IoError), Some(now)));
+                    self.step(vm, Event::IoPaused);
+                }
+                DomainEventKind::Suspended { .. } => self.note(vm, |one| one.still = Some(Still::Other)),
+                DomainEventKind::Resumed { .. } | DomainEventKind::Started { .. } => {
+                    self.note(vm, |one| one.still = None);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Whether the agent answers, and what the disks have done so far. What is not known is none.
+async fn sample(hypervisor: &dyn Hypervisor, vm: VmId) -> Event {
+    let ping = hypervisor.agent(vm, r#"{"execute":"guest-ping"}"#, PING_S);
+    let agent = match ping.await {
+        Ok(_) => Some(true),
+        Err(error) if error.kind == virtward_hypervisor::ErrorKind::AgentUnavailable => Some(false),
+        Err(_) => None,
+    };
+    let stats = tokio::time::timeout(STATS_MAX, hypervisor.stats()).await;
+    let io = stats.ok().and_then(Result::ok).and_then(|all| {
+        let of = all.into_iter().find(|of| of.uuid == vm)?;
+        Some(of.disks.iter().map(|disk| disk.read_ops + disk.write_ops + disk.flush_ops).sum::<u64>())
+    });
+    Event::Sample { agent, io }
+}
