@@ -116,10 +116,8 @@ pub struct Change {
     /// Field, as in the file: `retention.keep-daily`.
     pub field: String,
     /// Value now; null if there is none.
-    #[schema(value_type = Object)]
     pub from: Value,
     /// Value then; null if there would be none.
-    #[schema(value_type = Object)]
     pub to: Value,
 }
 

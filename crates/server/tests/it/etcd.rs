@@ -195,7 +195,8 @@ async fn daemons_over_etcd_with_client_certificates_bear_its_bad_days() {
     // Each job once: two slow ones of web2, one of web3.
     wait("all restore points", async || ask(&daemons[0], "/api/v1/points").await["total"] == 3).await;
     let events = ask(&daemons[1], "/api/v1/events?kind=state-store").await;
-    assert!(events["total"].as_u64() >= Some(2), "lost and found are events: {events}");
+    let told = events["items"].as_array().map(Vec::len);
+    assert!(told >= Some(2), "lost and found are events: {events}");
     for daemon in daemons {
         daemon.end().await;
     }

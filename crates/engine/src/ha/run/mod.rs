@@ -259,6 +259,13 @@ impl Ha {
         let _ = self.0.to_coordinator.send(watch::Input::ConfirmDown { host, by });
     }
 
+    /// A protected VM's name, for people; its UUID if that is not known.
+    fn name(&self, vm: VmId) -> String {
+        let looked = self.0.looked.borrow();
+        let record = looked.as_ref().and_then(|looked| looked.view.vms.get(&vm));
+        record.map_or_else(|| vm.to_string(), |record| record.value.name.clone())
+    }
+
     /// Something changed: looks at the store now.
     pub fn look_now(&self) {
         self.0.look_now.notify_one();

@@ -372,7 +372,7 @@ impl Host {
             Effect::Start { vm, generation, epoch } => self.start(vm, generation, epoch),
             Effect::Resume { vm, generation, until } => self.resume(vm, generation, until),
             Effect::Kill { vm, why } => {
-                self.say(Weight::Warning, &format!("{vm} is ended on this host: {why}"));
+                self.say(Weight::Warning, &format!("{} is ended on this host: {why}", self.ha.name(vm)));
                 self.kill_one(vm);
             }
             Effect::Remember(mine) => self.remember(mine),

@@ -98,6 +98,7 @@ impl Host {
 
     pub(super) fn resume(&mut self, vm: VmId, generation: u64, until: Moment) {
         let (ha, answers, outside) = (self.ha.clone(), self.send(), self.outside.clone());
+        let name = self.ha.name(vm);
         let hypervisor = self.hypervisor.borrow().clone();
         tokio::spawn(async move {
             let outcome = match hypervisor {
@@ -108,11 +109,11 @@ impl Host {
             match outcome {
                 Ok(()) => {
                     guests::unmark_new(&ha, vm);
-                    outside.say(Weight::Info, &format!("{vm} runs, generation {generation}"));
+                    outside.say(Weight::Info, &format!("{name} runs, generation {generation}"));
                     let _ = answers.send(Input::Resumed { vm });
                 }
                 Err(why) => {
-                    outside.say(Weight::Warning, &format!("{vm} cannot be let run: {why}"));
+                    outside.say(Weight::Warning, &format!("{name} cannot be let run: {why}"));
                     if clock::now() > until {
                         let _ = guests::end(&ha, vm, END_MAX).await;
                     }
