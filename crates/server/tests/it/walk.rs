@@ -209,6 +209,11 @@ impl World<'_> {
             "job-verify" => Some(json!({"repository": "default", "points": [self.point]})),
             "token-create" => Some(json!({"name": "other", "role": "viewer", "vm_tags": ["gold"], "expires_in_s": 60})),
             "login" => Some(json!({"token": self.daemon.token("walker", Role::Viewer, &[]).await})),
+            "ha-arm" | "ha-disarm" | "ha-confirm-off" => Some(json!({"reason": "a walk"})),
+            "ha-test-fencing" => Some(json!({"power_cycle": false})),
+            "ha-enable" => Some(json!({"tier": 1, "after": [], "gate": "running", "only_on": "h1", "resets_max": 3})),
+            "ha-move" => Some(json!({"to": "h2"})),
+            "notify-test" => Some(json!({})),
             _ => None,
         };
         Asked {
@@ -307,14 +312,20 @@ async fn every_route_answers_as_the_document_says_whatever_it_is_sent() {
             }
         }
     }
-    // A job that has ended cannot be cancelled; nobody is logged in on the socket.
-    let expected = ["job-cancel: 409".to_owned()];
-    never.retain(|name| !expected.contains(name));
+    // A job that has ended cannot be cancelled; nobody is logged in on the socket; this daemon takes no part in high
+    // availability.
+    never.retain(|name| name != "job-cancel: 409" && !(name.starts_with("ha") && name.ends_with(": 409")));
     assert!(never.is_empty(), "routes whose right request was refused: {never:?}");
     assert!(sent > 3000 && statuses.len() >= 6, "too little to have tested much: {sent} {statuses:?}");
+    // Some were asked to be done at a byte a second. What is called back ends, all of it.
     daemon
         .wait("the jobs that were asked for to end", async || {
-            daemon.get("/api/v1/jobs?state=queued,running&limit=1").await["total"] == 0
+            let open = daemon.get("/api/v1/jobs?state=queued,running&limit=500").await;
+            for job in open["items"].as_array().unwrap() {
+                let path = format!("/api/v1/jobs/{}/cancel", job["id"].as_str().unwrap());
+                send(&daemon.client, "POST", &path, &[], None).await;
+            }
+            open["total"] == 0
         })
         .await;
     assert_eq!(send(&daemon.client, "GET", "/readyz", &[], None).await.status, 200);
