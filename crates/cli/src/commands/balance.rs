@@ -133,18 +133,13 @@ pub struct Planned {
 pub async fn run(app: &App, command: &Command) -> Result<(), Failure> {
     match command {
         Command::Plan(args) => {
-            let looked = look(app, &args.source).await?;
-            let planned = plan(&looked.world, args.eager);
-            let world = looked.world.clone();
-            looked.close().await;
-            let planned = planned?;
+            let world = look(app, &args.source).await?.close().await;
+            let planned = plan(&world, args.eager)?;
             if app.json { out::json(&planned) } else { out::text(&show::planned(&world, &planned)) }
         }
         Command::Apply(args) => apply::run(app, args).await,
         Command::Explain(args) => {
-            let looked = look(app, &args.source).await?;
-            let world = looked.world.clone();
-            looked.close().await;
+            let world = look(app, &args.source).await?.close().await;
             show::explain(app, &world, args)
         }
         Command::Simulate(args) => simulate::run(app, args).await,

@@ -30,10 +30,7 @@ pub struct ExportArgs {
 /// Runs one verb.
 pub async fn run(app: &App, command: &Command) -> Result<(), Failure> {
     let Command::Export(args) = command;
-    let looked = look(app, &args.source).await?;
-    let outcome = write(&looked.world, args);
-    looked.close().await;
-    outcome
+    write(&look(app, &args.source).await?.close().await, args)
 }
 
 fn write(world: &virtward_model::world::World, args: &ExportArgs) -> Result<(), Failure> {

@@ -29,9 +29,8 @@ pub struct Args {
 
 /// Plans.
 pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
-    let looked = look(app, &args.source).await?;
-    let (planned, failures) = (upgrade(&looked.world), looked.world.failover.failures);
-    looked.close().await;
+    let world = look(app, &args.source).await?.close().await;
+    let (planned, failures) = (upgrade(&world), world.failover.failures);
     if app.json {
         out::json(&planned)?;
     } else {

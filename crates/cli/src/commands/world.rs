@@ -58,11 +58,12 @@ pub struct Looked {
 }
 
 impl Looked {
-    /// Closes the connections.
-    pub async fn close(self) {
+    /// Closes the connections; what was seen by them stays.
+    pub async fn close(self) -> World {
         for host in self.hosts.into_values() {
             host.hypervisor.close().await;
         }
+        self.world
     }
 }
 

@@ -12,7 +12,7 @@ use tokio_rustls::TlsConnector;
 use virtward_cluster::ca::{
     self, Authority, ClusterKey, Credentials, Identity, NewKey, Role, Subject, client_config, node_server_name,
 };
-use virtward_server::admin;
+use virtward_server::{admin, config::ClusterConfig};
 
 use crate::common::{LIMIT, Place};
 
@@ -46,14 +46,20 @@ async fn ping(address: std::net::SocketAddr, tls: rustls::ClientConfig) -> Resul
     tokio::time::timeout(LIMIT, talk).await.expect("an answer in time").map_err(|error| error.to_string())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn only_members_with_certificates_that_are_valid_are_answered() {
+/// A place whose cluster was founded, how it is configured, and the authority that its nodes trust.
+async fn founded() -> (Place, ClusterConfig, Authority) {
     let place = Place::new().with_peers();
     let config = place.config();
     let cluster = config.cluster.clone().unwrap();
     admin::found(&*place.store, &config, &cluster, "test").await.unwrap();
     let cluster_key = ClusterKey::load(&cluster.dir.join("cluster.key")).unwrap();
     let ours = ca::load_ca(&*place.store, &cluster_key).await.unwrap();
+    (place, cluster, ours)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_members_with_certificates_that_are_valid_are_answered() {
+    let (place, _, ours) = founded().await;
     let foreign = Authority::create("other", Timestamp::now()).unwrap();
     let member = |name: &str| {
         let record = format!("{{\"joined\":\"{}\",\"address\":\"127.0.0.1:1\"}}", Timestamp::now());
@@ -100,12 +106,7 @@ async fn only_members_with_certificates_that_are_valid_are_answered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_renews_its_certificate_and_shows_the_new_one() {
-    let place = Place::new().with_peers();
-    let config = place.config();
-    let cluster = config.cluster.clone().unwrap();
-    admin::found(&*place.store, &config, &cluster, "test").await.unwrap();
-    let cluster_key = ClusterKey::load(&cluster.dir.join("cluster.key")).unwrap();
-    let ours = ca::load_ca(&*place.store, &cluster_key).await.unwrap();
+    let (place, cluster, ours) = founded().await;
     // As if it had been running for ten weeks.
     let (chain, key) = issued(&ours, "h1", Role::Node, days_ago(70));
     ca::write_secret(&cluster.dir.join("node.key"), key.as_bytes()).unwrap();

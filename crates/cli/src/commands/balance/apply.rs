@@ -46,8 +46,7 @@ pub async fn run(app: &App, args: &ApplyArgs) -> Result<(), Failure> {
     let source = Source { hosts: args.hosts.clone(), snapshot: None, rules: args.rules.clone() };
     let looked = look(app, &source).await?;
     let outcome = apply(app, args, &looked).await;
-    let world = looked.world.clone();
-    looked.close().await;
+    let world = looked.close().await;
     let (planned, applied) = outcome?;
     if app.json {
         out::json(&applied)?;

@@ -82,9 +82,7 @@ struct Simulated {
 
 /// Simulates.
 pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
-    let looked = look(app, &args.source).await?;
-    let mut world = looked.world.clone();
-    looked.close().await;
+    let mut world = look(app, &args.source).await?.close().await;
     let lost = lose(&mut world, &args.without_host)?;
     let added = add(&mut world, &args.add_vm);
     let (_, mut report) = place(&world, &Request::failover(lost));

@@ -62,9 +62,9 @@ pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
         vm.requires.insert(label);
     }
     let id = vm.id;
-    looked.world.vms.push(vm);
-    let (_, report) = place(&looked.world, &Request::initial([id]));
-    looked.close().await;
+    let mut world = looked.close().await;
+    world.vms.push(vm);
+    let (_, report) = place(&world, &Request::initial([id]));
     if app.json {
         out::json(&report)?;
     }
