@@ -22,7 +22,7 @@ demo:
 # Cargo builds the binaries of all packages that have tests; end-to-end tests drive them from outside, as a user does.
 test:
 	scripts/setup.sh test
-	$(CARGO) test --workspace --lib --bins --tests --no-fail-fast
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} $(CARGO) test --workspace --lib --bins --tests --no-fail-fast
 	$(CARGO) test --package virtward-nbd --doc
 
 # Every parser with what a fuzzer makes up, for FUZZ_SECONDS each.

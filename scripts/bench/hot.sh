@@ -20,6 +20,11 @@ start_lab() {
     host virsh dumpxml $guest | sed "s/cache='none'/cache='writeback'/" >"$run/guest.xml"
 }
 
+stop_lab() {
+    "$bin/virtward-lab" down --name "$lab" >"$run/output" 2>&1 9>&- || die_with "$run/output" "cannot remove the lab $lab"
+    rm "$run/lab"
+}
+
 # A running guest on the first state; sets qemu_pid.
 fresh_guest() {
     host virsh destroy $guest >/dev/null 2>&1 || true

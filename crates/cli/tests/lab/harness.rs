@@ -1,7 +1,7 @@
 //! A lab of one's own for each test, and the two binaries to act on it.
 //!
-//! At most two labs are up at a time: the machine may have two cores. A lab is taken down when its test ends, however it
-//! ends; labs of test processes that were killed are taken down by the next run.
+//! At most four labs are up at a time: the machine may have two cores, and most of a lab's time is waiting. A lab is taken
+//! down when its test ends, however it ends; labs of test processes that were killed are taken down by the next run.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,7 +15,7 @@ use std::{
 
 use serde_json::Value;
 
-const LABS_MAX: u32 = 2;
+const LABS_MAX: u32 = 4;
 const PREFIX: &str = "vt";
 const DIR_PREFIX: &str = "virtward-test-";
 
