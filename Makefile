@@ -3,7 +3,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 BIN = target/release
 
-.PHONY: all build setup demo test fuzz chaos soak bench lint fmt install uninstall deb clean
+.PHONY: all build setup demo test test-build fuzz chaos soak bench lint format-check fmt install uninstall deb clean
 
 all: build
 
@@ -20,8 +20,11 @@ demo:
 	$(BIN)/virtward-lab demo --virtward $(BIN)/virtward
 
 # Cargo builds the binaries of all packages that have tests; end-to-end tests drive them from outside, as a user does.
-test:
+test-build:
 	scripts/setup.sh test
+	$(CARGO) test --workspace --lib --bins --tests --no-run
+
+test: test-build
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} $(CARGO) test --workspace --lib --bins --tests --no-fail-fast
 	$(CARGO) test --package virtward-nbd --doc
 
@@ -43,9 +46,11 @@ soak:
 	scripts/setup.sh soak
 	scripts/soak.sh
 
-lint:
-	scripts/setup.sh build
+format-check:
 	$(CARGO) fmt --all --check
+
+lint: format-check
+	scripts/setup.sh build
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
 bench:
