@@ -25,7 +25,7 @@ test-build:
 	$(CARGO) test --workspace --lib --bins --tests --no-run
 
 test: test-build
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} $(CARGO) test --workspace --lib --bins --tests --no-fail-fast
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} $(CARGO) test --workspace --lib --bins --tests --no-fail-fast
 	$(CARGO) test --package virtward-nbd --doc
 
 # Every parser with what a fuzzer makes up, for FUZZ_SECONDS each.

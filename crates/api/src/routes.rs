@@ -127,7 +127,7 @@ const VMS: &[Param] = &[
 const POINTS: &[Param] = &[REPOSITORY, LIMIT, CURSOR];
 const JOBS: &[Param] = &[
     text("state", "Only jobs in this state; several with commas between them."),
-    text("kind", "Only jobs of this kind: backup, restore, verify, copy, prune."),
+    text("kind", "Only jobs of this kind: backup, restore, verify, copy, prune, migrate, move-disk, drain, balance."),
     text("vm", "Only jobs about this VM, by name or UUID."),
     text("policy", "Only jobs of this policy."),
     text("repository", "Only jobs that use this repository."),
@@ -254,7 +254,7 @@ pub const ROUTES: &[Route] = &[
         help: "Server-sent events, each with JSON in `data`: `job` (Job: began, ended, or its state changed), `progress` \
                ({\"id\", \"progress\": Progress}, at most once a second per job), `vm` (Vm), `vm-removed` ({\"uuid\"}), \
                `host` (Host), `event` (Event), `policy` ({\"name\", \"revision\"}; revision null: deleted), `repository` \
-               (Repository), and `reset` (StreamReset): changes may have been missed, read again what is shown. Send \
+               (Repository), `balance` (BalanceRound), and `reset` (StreamReset): changes may have been missed, read again what is shown. Send \
                `Last-Event-ID` to go on where the connection broke; browsers do so by themselves. A comment comes every \
                15 seconds.",
         query: STREAM,
@@ -336,6 +336,7 @@ pub const ROUTES: &[Route] = &[
         name: "ha-capacity",
         tag: "ha",
         summary: "What would not run again if hosts were lost",
+        query: &[text("without", "As if this host were empty and took nothing; and whether it may be emptied.")],
         response: Body::One(Shape::of::<HaCapacity>()),
         ..GET
     },
@@ -409,8 +410,10 @@ pub const ROUTES: &[Route] = &[
         name: "ha-start",
         tag: "ha",
         summary: "Start a protected VM, on the host that is best",
+        help: "Refused if room that is kept for host failures would be taken, unless forced.",
         access: OPERATOR,
         status: 202,
+        request: Body::One(Shape::of::<HaStart>()),
         response: Body::One(Shape::of::<HaVm>()),
         ..POST
     },
@@ -585,6 +588,92 @@ pub const ROUTES: &[Route] = &[
         query: LOG,
         response: Body::List(Shape::of::<JobLogEntry>()),
         ..GET
+    },
+    Route {
+        path: "/api/v1/hosts/{host}/drain",
+        name: "host-drain",
+        tag: "moves",
+        summary: "Empty a host",
+        help: "From now on it takes no VMs. Each of its VMs goes to another host of the cluster by a job of its own, as the \
+               plan says; backups give way. With `dry_run` answers 200 with the plan and changes nothing.",
+        access: OPERATOR,
+        request: Body::One(Shape::of::<DrainRequest>()),
+        status: 202,
+        response: Body::Either(Shape::of::<Job>(), Shape::of::<DrainPlan>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/hosts/{host}/resume",
+        name: "host-resume",
+        tag: "moves",
+        summary: "Take a drained host into service again",
+        access: OPERATOR,
+        response: Body::One(Shape::of::<Host>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/vms/{vm}/migrate",
+        name: "vm-migrate",
+        tag: "moves",
+        summary: "Move a VM to another host",
+        help: "While it runs, or its definition while it is off. With `dry_run` answers 200 with what was found and changes \
+               nothing.",
+        access: OPERATOR,
+        request: Body::One(Shape::of::<MigrateRequest>()),
+        status: 202,
+        response: Body::Either(Shape::of::<Job>(), Shape::of::<MigratePlan>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/vms/{vm}/move-disk",
+        name: "vm-move-disk",
+        tag: "moves",
+        summary: "Move a disk to another file, format or storage",
+        help: "While the VM runs, or while it is off.",
+        access: OPERATOR,
+        request: Body::One(Shape::of::<MoveDiskRequest>()),
+        status: 202,
+        response: Body::One(Shape::of::<Job>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/balance",
+        name: "balance",
+        tag: "moves",
+        summary: "How load is balanced, and what the last round said",
+        response: Body::One(Shape::of::<BalanceStatus>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/balance/history",
+        name: "balance-history",
+        tag: "moves",
+        summary: "Rounds in which something should move, newest first",
+        query: &[LIMIT],
+        response: Body::List(Shape::of::<BalanceRound>()),
+        ..GET
+    },
+    Route {
+        path: "/api/v1/balance/plan",
+        name: "balance-plan",
+        tag: "moves",
+        summary: "Look at all hosts now, and say what should move",
+        help: "Changes nothing. Answers after `interval_s`.",
+        access: OPERATOR,
+        request: Body::One(Shape::of::<BalanceRequest>()),
+        response: Body::One(Shape::of::<BalanceRound>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/balance/apply",
+        name: "balance-apply",
+        tag: "moves",
+        summary: "Look at all hosts now, and move what should move",
+        access: OPERATOR,
+        request: Body::One(Shape::of::<BalanceRequest>()),
+        status: 202,
+        response: Body::One(Shape::of::<Job>()),
+        ..POST
     },
     Route {
         path: "/api/v1/jobs/backup",

@@ -14,7 +14,7 @@ use std::{
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 use virtward_decide::{pointref, retention::Age};
-use virtward_model::{Bytes, QuiesceRequest};
+use virtward_model::{Bytes, QuiesceRequest, world::Mode};
 use virtward_repo::{
     Compression,
     store::{
@@ -56,8 +56,52 @@ struct File {
     server: Server,
     cluster: Option<Cluster>,
     ha: Option<Ha>,
+    moves: Moves,
+    balance: Balance,
     repositories: BTreeMap<String, OtherRepository>,
     notify: Notify,
+}
+
+/// `[moves]`: how VMs move between the hosts of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Moves {
+    /// URI by which other hosts reach this one's libvirt.
+    pub uri: Option<String>,
+    /// Address to which they send memory and disks; default: that of the URI.
+    pub address: Option<String>,
+    /// Send at most so much per second.
+    #[serde(deserialize_with = "rate")]
+    pub bandwidth: Option<Bytes>,
+    /// Connections at a time for one VM.
+    pub connections: Option<u32>,
+    /// Encrypt by the hosts' certificates for migration.
+    pub tls: Option<bool>,
+    /// Rules and importance (TOML), for drains and balancing.
+    pub rules: Option<PathBuf>,
+}
+
+/// `[balance]`: when VMs move for the sake of load.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Balance {
+    /// `off`, `recommend` or `automatic`.
+    pub mode: Option<Mode>,
+    /// From 1 (only what must move) to 5 (for small gains).
+    pub eagerness: Option<u8>,
+    /// Rounds for which a host must have been loaded.
+    pub hold: Option<u32>,
+    /// Least part, in percent, of unmet demand that a plan must remove.
+    pub min_gain_percent: Option<u64>,
+    /// Seconds between two rounds.
+    pub interval_s: Option<u64>,
+    /// Seconds for which each round watches what VMs use.
+    pub watch_s: Option<u64>,
+    /// VMs that move at the same time.
+    pub parallel: Option<u8>,
+    /// What a migration can send per second.
+    #[serde(deserialize_with = "rate")]
+    pub link: Option<Bytes>,
 }
 
 /// `[cluster]`: how the daemons of several hosts work together. Written by `cluster init` and `cluster join`.
@@ -257,7 +301,7 @@ const ANY_REPOSITORY: &str = "repositories.NAME";
 const NAMED: [(&str, &str); 3] = [("repositories", ANY_REPOSITORY), ("webhook", "webhook.NAME"), ("mail", "mail.NAME")];
 
 /// Every key that the file may have, as it is written there.
-const KEYS: [(&str, &[&str]); 9] = [
+const KEYS: [(&str, &[&str]); 11] = [
     (
         "",
         &[
@@ -276,6 +320,8 @@ const KEYS: [(&str, &[&str]); 9] = [
             "server",
             "cluster",
             "ha",
+            "moves",
+            "balance",
             "repositories",
             "notify",
         ],
@@ -320,6 +366,8 @@ const KEYS: [(&str, &[&str]); 9] = [
             "start-ms",
         ],
     ),
+    ("moves", &["uri", "address", "bandwidth", "connections", "tls", "rules"]),
+    ("balance", &["mode", "eagerness", "hold", "min-gain-percent", "interval-s", "watch-s", "parallel", "link"]),
     ("ha.fence", &["host", "name", "agent", "level", "parameters", "secrets", "timeout-s", "verify-s", "retries"]),
     (ANY_REPOSITORY, &["location", "password-file", "key-file"]),
     (
@@ -416,6 +464,10 @@ pub struct Settings {
     pub cluster: Option<Cluster>,
     /// High availability, if this host takes part in it.
     pub ha: Option<Ha>,
+    /// How VMs move between hosts.
+    pub moves: Moves,
+    /// When they move for the sake of load.
+    pub balance: Balance,
     /// Repositories beside the main one.
     pub repositories: BTreeMap<String, OtherRepository>,
     /// Whom the daemon tells of what happens.
@@ -495,6 +547,8 @@ fn settle(
         server: file.server,
         cluster: file.cluster,
         ha: file.ha,
+        moves: file.moves,
+        balance: file.balance,
         repositories: file.repositories,
         notify: file.notify,
         file: path.to_owned(),

@@ -5,6 +5,7 @@
 //! and two rounds never undo each other. What *must* move (hosts that are to be empty, broken must rules) does not wait.
 
 mod forecast;
+mod load;
 mod upgrade;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,7 @@ use uuid::Uuid;
 use virtward_model::world::{HostName, Mode, World};
 
 pub use forecast::{HOURS, Weekly};
+pub use load::{HostLoad, after, loads, part};
 pub use upgrade::{Service, UpgradePlan, upgrade};
 
 use crate::placement::{Evening, Goal, Plan, PlanReport, Reason, Space, hottest, percent, plan};
@@ -156,7 +158,7 @@ pub fn round(world: &World, policy: &Policy, memory: &Memory) -> (Plan, Report, 
     let level = (policy.eagerness.level() >= 2).then(|| &LEVELS[usize::from(policy.eagerness.level()) - 2]);
     let evening = level.map(|level| evening(world, policy, level, &mut memory, &mut report));
     let fixed_load = evening.is_none();
-    let goal = Goal { load: evening, wishes: !fixed_load, give_up_failover_room: false };
+    let goal = Goal { load: evening, wishes: !fixed_load, ..Goal::default() };
     let (mut steps, mut told) = plan(world, &goal);
     let least = policy.min_gain_percent.or(level.map(|level| level.min_gain_percent)).unwrap_or(0);
     if steps.steps.iter().any(|step| is_for_load(&step.why)) && gain_percent(&told) < least {

@@ -27,11 +27,12 @@ pub use cancel::Cancel;
 pub use env::{Dirs, Env};
 pub use error::{Error, Result};
 pub use job::backup::{BackupMode, BackupOptions, Hooks, ImageSet, backup_images, backup_vm};
-pub use job::drain::{Assigned, DrainOptions, Drained, Left, drain_host};
+pub use job::drain::{Assigned, DrainOptions, Drained, Evacuation, Left, drain_host, plan_drain};
 pub use job::migrate::{Destination, MigrateOptions, Migrated, MigrationPlan, Passage, migrate_vm, plan_migration};
 pub use job::move_disk::{DiskPlace, MoveDiskOptions, MovedDisk, move_disk};
 pub use job::restore::{
     DiskFormat, PlannedDisk, PlannedVm, RestoreDiskOptions, RestoreVmOptions, RestoredDisk, RestoredVm,
     plan_restore_vm, restore_disk, restore_vm,
 };
+pub use job::steps::{Carried, Pace, carry_out};
 pub use observe::{Event, Observer, Phase, Silent};

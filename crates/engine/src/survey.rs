@@ -33,6 +33,8 @@ pub struct Surveyed {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Takes no VMs, and why.
     pub closed: Option<String>,
+    /// Its VMs that are off are listed, too: they take nothing, and have a definition that can move.
+    pub with_inactive: bool,
 }
 
 /// One host's answers.
@@ -43,12 +45,13 @@ struct Seen {
     after: (Instant, Vec<DomainStats>),
 }
 
-/// Reads all hosts, with what their VMs used during `interval`. VMs that are off are left out: they take nothing.
+/// Reads all hosts, with what their VMs used during `interval`. VMs that are off are left out, if not asked for: they take
+/// nothing. A VM that is arriving somewhere is listed where it runs, and its memory is kept for it where it arrives.
 ///
 /// # Errors
 /// A host that cannot be asked fails the survey: a world with a hole would be decided on as if the hole were empty.
 pub async fn survey(hosts: &[Surveyed], interval: Duration) -> Result<World> {
-    let seen = futures::future::try_join_all(hosts.iter().map(|host| look(&*host.hypervisor, interval))).await?;
+    let seen = futures::future::try_join_all(hosts.iter().map(|host| look(host, interval))).await?;
     let mut world = World { format: FORMAT, taken: Some(Timestamp::now()), ..World::default() };
     let mut names = BTreeSet::new();
     for (host, seen) in hosts.iter().zip(&seen) {
@@ -58,9 +61,16 @@ pub async fn survey(hosts: &[Surveyed], interval: Duration) -> Result<World> {
                 seen.offer.name
             )));
         }
-        world.hosts.push(to_host(host, &seen.offer));
-        for (vm, machine, job) in &seen.vms {
-            world.vms.push(to_vm(seen, vm, machine, *job));
+        world.hosts.push(to_host(host, seen));
+    }
+    let mut known = BTreeSet::new();
+    for is_active in [true, false] {
+        for seen in &seen {
+            for (vm, machine, job) in seen.vms.iter().filter(|(vm, ..)| vm.state.is_active() == is_active) {
+                if !is_arriving(*job) && known.insert(vm.uuid) {
+                    world.vms.push(to_vm(seen, vm, machine, *job));
+                }
+            }
         }
     }
     offer_images(hosts, &mut world).await?;
@@ -69,7 +79,12 @@ pub async fn survey(hosts: &[Surveyed], interval: Duration) -> Result<World> {
     Ok(world)
 }
 
-async fn look(hypervisor: &dyn Hypervisor, interval: Duration) -> Result<Seen> {
+fn is_arriving(job: Option<JobKind>) -> bool {
+    matches!(job, Some(JobKind::MigrationIn))
+}
+
+async fn look(host: &Surveyed, interval: Duration) -> Result<Seen> {
+    let hypervisor = &*host.hypervisor;
     let context = || "look at a host".to_owned();
     let offer = hypervisor.offer().await.map_err(Error::hyper(context()))?;
     let context = || format!("look at host {}", offer.name);
@@ -82,7 +97,7 @@ async fn look(hypervisor: &dyn Hypervisor, interval: Duration) -> Result<Seen> {
     let after = stats().await?;
     let mut vms = Vec::new();
     for vm in hypervisor.list().await.map_err(Error::hyper(context()))? {
-        if !vm.state.is_active() {
+        if !vm.state.is_active() && !host.with_inactive {
             continue;
         }
         // One that ended meanwhile takes nothing any more.
@@ -93,9 +108,17 @@ async fn look(hypervisor: &dyn Hypervisor, interval: Duration) -> Result<Seen> {
     Ok(Seen { offer, vms, before, after })
 }
 
-fn to_host(host: &Surveyed, offer: &HostOffer) -> Host {
+fn to_host(host: &Surveyed, seen: &Seen) -> Host {
+    let offer = &seen.offer;
     let memory = offer.memory_total_bytes;
+    let active = || seen.vms.iter().filter(|(vm, ..)| vm.state.is_active());
+    let guests: u64 = active().map(|(_, machine, _)| machine.memory_bytes).sum();
+    let arriving: u64 =
+        active().filter(|(.., job)| is_arriving(*job)).map(|(_, machine, _)| machine.memory_bytes).sum();
     let kept = (memory / HOST_MEMORY_PARTS).max(HOST_MEMORY_MIN).min(memory / 4);
+    // What other programs of the host hold is not to be had, either.
+    let others = memory.saturating_sub(offer.memory_available_bytes).saturating_sub(guests);
+    let kept = kept.max(others) + arriving;
     let capacity = Resources { cpu_milli: u64::from(offer.cpus) * 1000, memory: Bytes(memory), ..Resources::default() };
     let networks = offer.networks.iter().map(|name| format!("network:{name}"));
     let links = offer.links.iter().flatten().map(|name| format!("link:{name}"));
@@ -109,10 +132,13 @@ fn to_host(host: &Surveyed, offer: &HostOffer) -> Host {
 }
 
 fn to_vm(seen: &Seen, vm: &virtward_model::Vm, machine: &Machine, job: Option<JobKind>) -> Vm {
-    let size = Resources {
-        cpu_milli: u64::from(machine.vcpus) * 1000,
-        memory: Bytes(machine.memory_bytes),
-        ..Resources::default()
+    let size = match vm.state.is_active() {
+        true => Resources {
+            cpu_milli: u64::from(machine.vcpus) * 1000,
+            memory: Bytes(machine.memory_bytes),
+            ..Resources::default()
+        },
+        false => Resources::default(),
     };
     let images = vm.disks.iter().filter_map(|disk| match &disk.source {
         DiskSource::File { path } | DiskSource::Block { path } => Some(format!("image:{path}")),

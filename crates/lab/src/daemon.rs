@@ -64,7 +64,7 @@ fn program(lab: &Lab) -> Result<&Path> {
 }
 
 /// Makes a cluster of all hosts and starts their daemons. `more` is added to each configuration, with @HOST@, @WATCHDOG@
-/// and @FENCE_AGENT@ replaced.
+/// and @FENCE_AGENT@ replaced. Unless it has `[moves]`, the hosts reach each other's libvirt over TCP.
 pub fn found(lab: &Lab, more: &str) -> Result<()> {
     let hosts: Vec<HostRef<'_>> = lab.hosts.iter().map(|host| HostRef::new(lab, host)).collect();
     let (first, others) = hosts.split_first().context("a lab without hosts")?;
@@ -105,9 +105,13 @@ fn configuration(at: HostRef<'_>, key: &Path, more: &str) -> String {
         .replace("@HOST@", at.host.name.as_str())
         .replace("@WATCHDOG@", &bmc::watchdog_socket(at.lab, at.host).display().to_string())
         .replace("@FENCE_AGENT@", &fence::agent(at.lab).display().to_string());
+    let moves = match more.contains("[moves]") {
+        true => String::new(),
+        false => format!("[moves]\nuri = {:?}\n", at.lab.tcp_uri(at.host)),
+    };
     format!(
         "repo = {:?}\nconnect = {:?}\nkey-file = {:?}\nruntime-dir = {:?}\nscratch-dir = {:?}\ncache-size = 0\n\
-         [server]\nstate-dir = {:?}\n{more}\n",
+         [server]\nstate-dir = {:?}\n{moves}{more}\n",
         at.lab.shared_dir().join("repo").display().to_string(),
         at.lab.uri(at.host),
         key.display().to_string(),

@@ -268,6 +268,8 @@ fn config(dir: &Path, is_cluster: bool) -> Outcome<Config> {
             lease: Duration::from_secs(10),
         }),
         ha: None,
+        moves: virtward_server::config::MovesConfig::default(),
+        balance: virtward_server::config::BalanceConfig::default(),
     })
 }
 

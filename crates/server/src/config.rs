@@ -2,8 +2,9 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use virtward_decide::{notify::Rules, schedule::Limits};
+use virtward_decide::{balance::Eagerness, notify::Rules, schedule::Limits};
 use virtward_engine::{BackupOptions, Dirs};
+use virtward_model::{Bytes, world::Mode};
 use virtward_repo::store::StoreOptions;
 
 use crate::ha::HaConfig;
@@ -50,6 +51,63 @@ pub struct Config {
     pub notify: NotifyConfig,
     /// High availability; none: this host takes no part in it.
     pub ha: Option<HaConfig>,
+    /// How VMs move between hosts.
+    pub moves: MovesConfig,
+    /// When they move for the sake of load.
+    pub balance: BalanceConfig,
+}
+
+/// How VMs move between hosts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MovesConfig {
+    /// URI by which other hosts reach this one's libvirt; none: `connect`, if that is over the network, else SSH.
+    pub uri: Option<String>,
+    /// Address to which they send memory and disks; none: that of the URI.
+    pub address: Option<String>,
+    /// Send at most so much per second.
+    pub bandwidth: Option<Bytes>,
+    /// Connections at a time for one VM; 0 for one.
+    pub connections: u32,
+    /// Encrypt by the hosts' certificates for migration.
+    pub tls: bool,
+    /// What the administrator says of VMs and hosts.
+    pub rules: Option<PathBuf>,
+}
+
+/// When VMs move for the sake of load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BalanceConfig {
+    /// Nothing, recommend, or do.
+    pub mode: Mode,
+    /// How eagerly.
+    pub eagerness: Eagerness,
+    /// Rounds for which a host must have been loaded; none: as the eagerness says.
+    pub hold: Option<u32>,
+    /// Least part, in percent, of unmet demand that a plan must remove; none: as the eagerness says.
+    pub min_gain_percent: Option<u64>,
+    /// Between two rounds.
+    pub interval: Duration,
+    /// For how long each watches what VMs use.
+    pub watch: Duration,
+    /// VMs that move at the same time.
+    pub parallel: usize,
+    /// Bytes a second that a migration can use.
+    pub link: Bytes,
+}
+
+impl Default for BalanceConfig {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Off,
+            eagerness: Eagerness::default(),
+            hold: None,
+            min_gain_percent: None,
+            interval: Duration::from_secs(300),
+            watch: Duration::from_secs(20),
+            parallel: 2,
+            link: Bytes(1_000_000_000),
+        }
+    }
 }
 
 /// How several daemons make a cluster.

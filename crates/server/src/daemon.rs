@@ -12,9 +12,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
-use virtward_api::{Code, Problem, RepositoryState, Severity};
+use virtward_api::{BalanceRound, Code, HostDrain, Problem, RepositoryState, Severity};
 use virtward_cluster::Revision;
-use virtward_engine::{Env, ha::run::Ha, reconcile::inventory::Inventory};
+use virtward_engine::{
+    Env,
+    ha::run::Ha,
+    reconcile::inventory::{Connector, Inventory},
+};
 
 use crate::{
     access::Access,
@@ -35,6 +39,7 @@ use crate::{
     },
     kv::{self, Kv},
     metrics::Metrics,
+    moves,
     peers::{self, Identity, Peers, Served},
     policies::Policies,
     repositories::{Entry, Repositories},
@@ -87,6 +92,12 @@ pub struct Daemon {
     pub metrics: Metrics,
     /// High availability, if this host takes part in it.
     pub ha: Option<Ha>,
+    /// Hosts that take no VMs, by node.
+    pub drained: Table<String, HostDrain>,
+    /// Rounds of balancing.
+    pub rounds: Table<String, BalanceRound>,
+    /// The way to other hosts' hypervisors.
+    pub others: Arc<dyn Connector>,
     /// Wakes the scheduler.
     pub schedule: Notify,
     /// When it started.
@@ -103,6 +114,7 @@ pub struct Parts {
     pub config: Config,
     pub kv: Kv,
     pub inventory: Arc<Inventory>,
+    pub others: Arc<dyn Connector>,
     pub hub: Arc<Hub>,
     pub events: Events,
     pub audit: Audit,
@@ -115,7 +127,7 @@ pub struct Parts {
 impl Daemon {
     /// Loads what the state store has.
     pub async fn new(parts: Parts) -> Result<Self> {
-        let Parts { config, kv, inventory, hub, events, audit, me, identity, ha, now } = parts;
+        let Parts { config, kv, inventory, others, hub, events, audit, me, identity, ha, now } = parts;
         let is_cluster = config.cluster.is_some();
         let nodes = Arc::new(Nodes::load(kv.clone(), me, is_cluster).await?);
         let peers = Arc::new(Peers::new(nodes.clone(), identity)?);
@@ -135,6 +147,9 @@ impl Daemon {
             policies: Policies::load(kv.clone()).await?,
             alarms: Alarms::load(&kv).await?,
             access: Access::load(kv.clone()).await?,
+            drained: Table::load(&kv, moves::drained::PREFIX).await?,
+            rounds: Table::load(&kv, moves::balance::PREFIX).await?,
+            others,
             config: RwLock::new(Arc::new(config)),
             kv,
             inventory,
@@ -214,12 +229,14 @@ impl Daemon {
         Place { node: self.nodes.me.name.clone(), host: self.host_name() }
     }
 
-    /// Where a job is to be done: a backup where its VM is, a removal where the repository is, the rest here.
+    /// Where a job is to be done: a backup or a move where its VM is, a removal where the repository is, the rest here.
     pub fn place_for(&self, new: &NewJob) -> Place {
         let fleet = self.fleet();
         let placed = new.vm.as_ref().and_then(|vm| fleet.vms.get(&vm.uuid));
         match (&new.work, placed) {
-            (Work::Backup { .. }, Some(placed)) => Place { node: placed.node.clone(), host: placed.host.clone() },
+            (work, Some(placed)) if work.follows_its_vm() => {
+                Place { node: placed.node.clone(), host: placed.host.clone() }
+            }
             // Others may only add to what a node serves: it deletes itself.
             (Work::Prune { .. }, _) => match self.owner_of(&new.repository) {
                 Some(node) => {

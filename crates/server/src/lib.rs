@@ -32,6 +32,7 @@ mod jobs;
 mod journal;
 mod kv;
 mod metrics;
+mod moves;
 pub mod notify;
 mod peers;
 mod policies;
@@ -164,6 +165,7 @@ async fn serve(
     if let Some(link) = link {
         answering.spawn(link.run(daemon.clone(), doors.clone()));
     }
+    loops.spawn(moves::balance::run(daemon.clone(), work.clone()));
     loops.spawn(pump::housekeeping(daemon.clone(), work.clone()));
     loops.spawn(alarms::run(daemon.clone(), work.clone()));
     answering.spawn(notify::run(daemon.clone(), doors.clone()));
@@ -237,6 +239,7 @@ async fn build(config: Config, wiring: Wiring, ha: Option<Ha>) -> Result<Daemon>
         tracing::error!("{text}");
         events.add(Note::new(Severity::Error, "audit-broken", text));
     }
+    let others = wiring.connector.clone();
     let inventory = Arc::new(Inventory::new(wiring.connector, now));
     let kv = Kv::new(wiring.store);
     usable(&kv, config.cluster.is_some()).await?;
@@ -246,7 +249,7 @@ async fn build(config: Config, wiring: Wiring, ha: Option<Ha>) -> Result<Daemon>
         Some(cluster) if cluster.listen.is_some() => Some(Arc::new(Identity::load(&cluster.dir)?)),
         _ => None,
     };
-    Daemon::new(Parts { config, kv, inventory, hub, events, audit, me, identity, ha, now }).await
+    Daemon::new(Parts { config, kv, inventory, others, hub, events, audit, me, identity, ha, now }).await
 }
 
 /// Waits until the state can be used. A cluster's may be away when hosts start after a power cut; that of one host is here

@@ -12,6 +12,7 @@ use std::{
 
 use serde::Serialize;
 use virtward_api::{Job, JobKind, JobState};
+use virtward_engine::Migrated;
 
 use crate::{alarms, cluster::fleet::Fleet, daemon::Daemon, views, wire_up};
 
@@ -25,10 +26,23 @@ pub struct Metrics {
     job_ms: AtomicU64,
     cycle_us: AtomicU64,
     cycles: AtomicU64,
+    migrations: AtomicU64,
+    downtime_ms: AtomicU64,
+    sent_bytes: AtomicU64,
 }
 
 /// Kinds that are counted from the start.
-const KINDS: [JobKind; 5] = [JobKind::Backup, JobKind::Restore, JobKind::Verify, JobKind::Copy, JobKind::Prune];
+const KINDS: [JobKind; 9] = [
+    JobKind::Backup,
+    JobKind::Restore,
+    JobKind::Verify,
+    JobKind::Copy,
+    JobKind::Prune,
+    JobKind::Migrate,
+    JobKind::MoveDisk,
+    JobKind::Drain,
+    JobKind::Balance,
+];
 
 fn word(value: impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
@@ -47,6 +61,13 @@ impl Metrics {
             let ms = finished.as_millisecond() - started.as_millisecond();
             self.job_ms.fetch_add(u64::try_from(ms).unwrap_or(0), Relaxed);
         }
+    }
+
+    /// A VM arrived elsewhere.
+    pub fn migrated(&self, migrated: &Migrated) {
+        self.migrations.fetch_add(1, Relaxed);
+        self.downtime_ms.fetch_add(migrated.downtime_ms.unwrap_or(0), Relaxed);
+        self.sent_bytes.fetch_add(migrated.sent_bytes, Relaxed);
     }
 
     /// A request was answered.
@@ -112,6 +133,7 @@ pub fn text(daemon: &Daemon) -> String {
     text.family("virtward_vms", "gauge", "VMs by protection.", &protection);
     text.family("virtward_vm_last_point_seconds", "gauge", "When the newest restore point was taken.", &newest);
     jobs(daemon, &mut text);
+    moves(daemon, &mut text);
     operations(daemon, &mut text);
     repositories(daemon, &mut text);
     high_availability(daemon, &mut text);
@@ -179,6 +201,21 @@ fn jobs(daemon: &Daemon, text: &mut Text) {
     text.family("virtward_schedule_cycle_seconds", "gauge", "How long the last plan took.", &one(cycle));
     let cycles = metrics.cycles.load(Relaxed) as f64;
     text.family("virtward_schedule_cycles_total", "counter", "Plans that were made.", &one(cycles));
+}
+
+/// VMs that move, and hosts that take none.
+fn moves(daemon: &Daemon, text: &mut Text) {
+    let metrics = &daemon.metrics;
+    let one = |value: f64| vec![(String::new(), value)];
+    let count = metrics.migrations.load(Relaxed) as f64;
+    text.family("virtward_migrations_total", "counter", "VMs that this host sent to another one.", &one(count));
+    let downtime = metrics.downtime_ms.load(Relaxed) as f64 / 1e3;
+    let help = "Time for which guests stood still while they were sent to another host.";
+    text.family("virtward_migration_downtime_seconds_total", "counter", help, &one(downtime));
+    let sent = metrics.sent_bytes.load(Relaxed) as f64;
+    text.family("virtward_migration_sent_bytes_total", "counter", "Memory that was sent to other hosts.", &one(sent));
+    let drained: Vec<_> = daemon.drained.all().iter().map(|(node, _)| (labels(&[("node", node)]), 1.0)).collect();
+    text.family("virtward_host_drained", "gauge", "1 for hosts that take no VMs until they are resumed.", &drained);
 }
 
 /// Whether the daemon itself is well.

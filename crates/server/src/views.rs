@@ -8,9 +8,9 @@ use std::{
 use jiff::Timestamp;
 use uuid::Uuid;
 use virtward_api::{
-    Guest, Host, HostState, JobKind, JobState, LastFailure, LastGood, Network, Point, PointDisk, PointQuiesce, Policy,
-    PowerState, Protection, ProtectionState, Repository, RepositoryState, UpcomingRun, Usage, Vm, VmDetail, VmDisk,
-    VmRef,
+    Guest, Host, HostDrain, HostState, JobKind, JobState, LastFailure, LastGood, Network, Point, PointDisk,
+    PointQuiesce, Policy, PowerState, Protection, ProtectionState, Repository, RepositoryState, UpcomingRun, Usage, Vm,
+    VmDetail, VmDisk, VmRef,
 };
 use virtward_decide::schedule::{self, Line, State};
 use virtward_engine::reconcile::inventory::{self, VmView, World};
@@ -242,6 +242,9 @@ impl<'a> Views<'a> {
         }
         for host in &mut hosts {
             host.jobs_running = running.get(&host.name).copied().unwrap_or_default();
+            let node = self.fleet.node_of(&host.name).map(str::to_owned);
+            let drain = node.and_then(|node| self.daemon.drained.get(&node));
+            host.drained = drain.map(|drain| HostDrain::clone(&drain));
         }
         hosts.sort_by(|a, b| a.name.cmp(&b.name));
         hosts
@@ -273,6 +276,7 @@ impl<'a> Views<'a> {
             jobs_running: count(jobs),
             storage: if is_local { storages::of_host(world) } else { Vec::new() },
             is_local,
+            drained: None,
         }
     }
 }

@@ -143,6 +143,10 @@ impl Connector for LibvirtConnector {
         Ok(Arc::new(Libvirt::connect(&self.uri).await?))
     }
 
+    async fn other(&self, uri: &str) -> virtward_hypervisor::Result<Arc<dyn Hypervisor>> {
+        Ok(Arc::new(Libvirt::connect(uri).await?))
+    }
+
     async fn probe(&self) -> HostState {
         if is_local(&self.uri) {
             // We run on it.

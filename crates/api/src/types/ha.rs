@@ -95,6 +95,31 @@ pub struct HaPolicy {
     pub resets_window_s: Option<u64>,
     /// A guest whose agent and disks are silent for so many seconds is reset; 0: never; default 60.
     pub hang_s: Option<u64>,
+    /// Services in it that are watched; given, it takes the place of all that were.
+    pub services: Option<Vec<HaService>>,
+}
+
+/// A service in a protected VM that is watched, and what is done when it stays down: it is restarted, then the VM is reset,
+/// then the VM is started on another host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HaService {
+    /// `tcp://HOST:PORT`, `http://HOST/PATH`, `https://…`, `tls://HOST:PORT?days=N`, `postgresql://HOST`, `mysql://HOST`,
+    /// `smtp://HOST`, `unit:NAME` or `exec:/PROGRAM ARGUMENTS`.
+    pub check: String,
+    /// Seconds between two probes; default 10.
+    pub every_s: Option<u64>,
+    /// Failures in a row before something is done; default 3.
+    pub failures: Option<u32>,
+    /// Seconds after a start of the VM, and after each action, in which failures do not count; default 60, and for the
+    /// actions 30, 120 and 180.
+    pub grace_s: Option<u64>,
+    /// The systemd unit that restarts it in the guest.
+    pub restart_unit: Option<String>,
+    /// The program, by its whole path, and its arguments that restart it in the guest.
+    pub restart_command: Option<Vec<String>>,
+    /// What may be done, in this order: `restart-service`, `restart-vm`, `relocate`; default all.
+    pub actions: Option<Vec<String>>,
 }
 
 /// Why something is switched.
@@ -114,6 +139,17 @@ pub struct HaMove {
     /// Null: it is about to go. Else whether it runs there now, or has stayed.
     #[serde(default)]
     pub has_moved: Option<bool>,
+    /// Also if room is taken away that is kept for host failures.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+/// A protected VM that is to run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HaStart {
+    /// Also if room is taken away that is kept for host failures.
+    pub force: bool,
 }
 
 /// What is known of one protected VM, and why it is where it is.
@@ -181,6 +217,9 @@ pub struct HaCapacity {
     pub losses: Vec<HaLoss>,
     /// Hosts with their memory.
     pub hosts: Vec<HaRoom>,
+    /// Asked about a host without which it is to go: why that would take room away which is there now.
+    #[serde(default)]
+    pub refused: Option<String>,
 }
 
 /// A loss and what it would cost.

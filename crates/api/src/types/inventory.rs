@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::UpcomingRun;
+use super::{HostDrain, UpcomingRun};
 
 /// What is known of a host. Three ways of not being `up` are three different things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -62,6 +62,9 @@ pub struct Host {
     pub storage: Vec<Storage>,
     /// The daemon that answers runs there.
     pub is_local: bool,
+    /// It is drained, or being drained: it takes no VMs.
+    #[serde(default)]
+    pub drained: Option<HostDrain>,
 }
 
 /// A file system that holds disks of VMs.

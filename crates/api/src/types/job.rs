@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Principal, VmRef};
+use super::{Principal, VmLeft, VmRef};
 use crate::Code;
 
 /// What a job does.
@@ -29,6 +29,14 @@ pub enum JobKind {
     Copy,
     /// Deletes restore points that no rule keeps.
     Prune,
+    /// Moves a VM to another host.
+    Migrate,
+    /// Moves a disk of a VM to another file, format or storage.
+    MoveDisk,
+    /// Empties a host, by jobs of its own for each VM.
+    Drain,
+    /// Moves VMs for the sake of load, by jobs of its own for each.
+    Balance,
 }
 
 /// Where a job stands.
@@ -83,11 +91,11 @@ pub struct Job {
     pub kind: JobKind,
     /// Where it stands.
     pub state: JobState,
-    /// The VM that it is about; none if it is about a repository.
+    /// The VM that it is about; none if it is about a repository or a host.
     pub vm: Option<JobVm>,
     /// Where it runs.
     pub host: String,
-    /// The repository that it uses.
+    /// The repository that it uses; empty if it uses none.
     pub repository: String,
     /// Why it exists.
     pub origin: Origin,
@@ -116,6 +124,9 @@ pub struct Job {
 pub struct Progress {
     /// `preparing`, `quiescing`, `copying`, `publishing`, `cleaning-up`.
     pub phase: Option<String>,
+    /// What else there is to say: of a migration, its pass, what is left and how long the guest would stand still now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
     /// Bytes done in this phase.
     pub done_bytes: u64,
     /// Bytes to do in this phase, as far as known; may grow.
@@ -170,6 +181,27 @@ pub struct JobResult {
     /// Verify: objects that are damaged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damaged: Option<u64>,
+    /// Migrate, move-disk: where it was, a host or a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Migrate, move-disk: where it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// Migrate: for how long the guest stood still, as QEMU measured it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub downtime_ms: Option<u64>,
+    /// Migrate, move-disk: from the call to its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_ms: Option<u64>,
+    /// Migrate: memory sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sent_bytes: Option<u64>,
+    /// Drain, balance: VMs that arrived.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moved: Option<u64>,
+    /// Drain, balance: VMs that should have moved and did not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<VmLeft>,
 }
 
 /// A disk that was restored.

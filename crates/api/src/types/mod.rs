@@ -6,6 +6,7 @@ mod event;
 mod ha;
 mod inventory;
 mod job;
+mod moves;
 mod notify;
 mod point;
 mod policy;
@@ -18,7 +19,7 @@ pub use self::{
     event::{AuditEntry, Event, Severity},
     ha::{
         HaCapacity, HaExplanation, HaFenceDevice, HaFenceTest, HaFenceTestRequest, HaFinding, HaHost, HaLoss, HaMove,
-        HaPolicy, HaReason, HaRoom, HaStatus, HaVm,
+        HaPolicy, HaReason, HaRoom, HaService, HaStart, HaStatus, HaVm,
     },
     inventory::{
         Guest, Host, HostState, LastFailure, LastGood, Network, PowerState, Protection, ProtectionState, Storage,
@@ -27,6 +28,10 @@ pub use self::{
     job::{
         BackupRequest, Job, JobError, JobKind, JobLogEntry, JobResult, JobState, JobVm, LogLevel, Origin, PlannedDisk,
         Progress, Quiesce, RestorePlan, RestoreRequest, RestoredDisk, VerifyDepth, VerifyRequest,
+    },
+    moves::{
+        BalanceHost, BalanceMode, BalanceRequest, BalanceRound, BalanceStatus, DrainPlan, DrainRequest, FindingLevel,
+        HostDrain, MigratePlan, MigrateRequest, MoveDiskRequest, MoveFinding, PlannedMove, VmLeft,
     },
     notify::{NotifyChannel, NotifyKind, NotifyOutcome, NotifyTest},
     point::{Point, PointDisk, PointQuiesce},

@@ -1,6 +1,7 @@
 //! `virtward balance`: which VMs should run where, and why; moving them; and what would be if.
 
 mod apply;
+mod by_daemon;
 pub mod show;
 mod simulate;
 
@@ -8,7 +9,7 @@ use jiff::SignedDuration;
 use serde::Serialize;
 use virtward_decide::{
     admission,
-    balance::{Eagerness, Memory, Policy, round},
+    balance::{Eagerness, HostLoad, Memory, Policy, after, loads, round},
     placement::{Plan, check},
 };
 use virtward_model::world::{Mode, World};
@@ -30,6 +31,10 @@ pub enum Command {
     Plan(PlanArgs),
     /// Plan, and move the VMs
     Apply(Box<ApplyArgs>),
+    /// Show how the daemon balances by itself, and what it said last
+    Auto(AutoArgs),
+    /// Show the daemon's rounds in which something should move
+    History(HistoryArgs),
     /// Say of one VM why it moves or stays, and of each host whether it could take it
     Explain(ExplainArgs),
     /// What would be without a host, or with more VMs
@@ -63,7 +68,8 @@ impl Eager {
 /// Arguments of `balance plan`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Load is what VMs used during --interval; a longer one is less easily misled.
+If no hosts are named, the daemon plans for its whole cluster. Load is what VMs
+used during --interval; a longer one is less easily misled.
 Whatever must move (its host is to be empty, a must rule is broken) is planned
 at every eagerness. No step takes away room that is kept for failures.
 
@@ -81,7 +87,8 @@ pub struct PlanArgs {
 /// Arguments of `balance apply`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Name this host, too, by a URI that the others reach, if a VM may go to it.
+If no hosts are named, the daemon does it for its whole cluster. Otherwise name
+this host, too, by a URI that the others reach, if a VM may go to it.
 
 Examples:
   virtward balance apply --connect qemu+ssh://h1/system --with h2 --with h3
@@ -102,6 +109,27 @@ pub struct ApplyArgs {
     pub within: Option<SignedDuration>,
     #[command(flatten)]
     pub how: How,
+}
+
+/// Arguments of `balance auto`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Whether VMs move by themselves is said in the configuration of the daemons:
+  [balance]
+  mode = \"automatic\"    # or recommend, or off
+
+Examples:
+  virtward balance auto
+  virtward balance auto --json | jq .last.hosts")]
+pub struct AutoArgs {}
+
+/// Arguments of `balance history`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  virtward balance history\n  virtward balance history --limit 1 --json")]
+pub struct HistoryArgs {
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub limit: u16,
 }
 
 /// Arguments of `balance explain`.
@@ -125,13 +153,21 @@ pub struct ExplainArgs {
 pub struct Planned {
     plan: Plan,
     report: virtward_decide::balance::Report,
-    hosts: Vec<show::HostLoad>,
+    hosts: Vec<HostLoad>,
     failover: admission::Verdict,
 }
 
 /// Runs one verb.
 pub async fn run(app: &App, command: &Command) -> Result<(), Failure> {
     match command {
+        Command::Plan(args) if args.source.is_unnamed() && by_daemon::is_for(app).await => {
+            by_daemon::plan(app, args).await
+        }
+        Command::Apply(args) if args.hosts.with.is_empty() && by_daemon::is_for(app).await => {
+            by_daemon::apply(app, args).await
+        }
+        Command::Auto(_) => by_daemon::auto(app).await,
+        Command::History(args) => by_daemon::history(app, args).await,
         Command::Plan(args) => {
             let world = look(app, &args.source).await?.close().await;
             let planned = plan(&world, args.eager)?;
@@ -151,7 +187,7 @@ fn plan(world: &World, eager: Eager) -> Result<Planned, Failure> {
     let (plan, report, _) = round(world, &eager.policy(), &Memory::default());
     sound(world, &plan)?;
     let after = after(world, &plan);
-    let hosts = show::loads(world, &after);
+    let hosts = loads(world, &after);
     let failover = admission::check(&after);
     Ok(Planned { plan, report, hosts, failover })
 }
@@ -162,15 +198,4 @@ fn sound(world: &World, plan: &Plan) -> Result<(), Failure> {
         Some(wrong) => Err(Failure::new(Kind::Other, format!("the plan that was made is wrong: {wrong}"))
             .hint("nothing was moved; please report this with the output of: virtward inventory export")),
     }
-}
-
-/// The world after all steps.
-fn after(world: &World, plan: &Plan) -> World {
-    let mut world = world.clone();
-    for step in &plan.steps {
-        if let Some(vm) = world.vms.iter_mut().find(|vm| vm.id == step.vm) {
-            vm.host = Some(step.to.clone());
-        }
-    }
-    world
 }

@@ -5,8 +5,8 @@ use std::{env, fs, path::PathBuf};
 use async_trait::async_trait;
 use uuid::Uuid;
 use virtward_api::{
-    Code, Event, HaCapacity, HaExplanation, HaFenceTest, HaFenceTestRequest, HaMove, HaPolicy, HaReason, HaStatus,
-    HaVm, Page,
+    Code, Event, HaCapacity, HaExplanation, HaFenceTest, HaFenceTestRequest, HaMove, HaPolicy, HaReason, HaService,
+    HaStart, HaStatus, HaVm, Page,
     client::{Client, Error},
 };
 use virtward_decide::ha::Timing;
@@ -73,10 +73,16 @@ The VM's host has to be in service: [ha] in its configuration, see docs/ha.md.
 Its disks have to be on storage that the other hosts reach by the same paths.
 Given again, the command changes how a VM is protected.
 
+A service is watched from its VM's host: tcp://HOST:PORT, http://HOST/PATH,
+https://..., tls://HOST:PORT?days=N, postgresql://HOST, mysql://HOST,
+smtp://HOST; or in the guest, by its agent: unit:NAME, exec:/PROGRAM ARGUMENTS.
+One that stays down is restarted, then its VM is, then the VM is moved, once.
+
 Examples:
   virtward ha enable web1 db1
   virtward ha enable db1 --tier 1
-  virtward ha enable web1 --tier 3 --after db1 --gate agent")]
+  virtward ha enable web1 --tier 3 --after db1 --gate agent
+  virtward ha enable web1 --service http://10.0.0.7/health --restart-unit nginx")]
 pub struct EnableArgs {
     /// VMs, by name or UUID
     #[arg(value_name = "VM", required = true)]
@@ -102,6 +108,36 @@ pub struct EnableArgs {
     /// A guest whose agent and disks are silent for so long is reset; 0s: never [default: 1m]
     #[arg(long, value_name = "TIME")]
     pub hang: Option<Seconds>,
+    /// A service in it to watch; may be repeated, and takes the place of all that were watched; none: watch none
+    #[arg(long, value_name = "URL")]
+    pub service: Vec<String>,
+    /// The systemd unit that restarts the services in the guest
+    #[arg(long, value_name = "UNIT", requires = "service", conflicts_with = "restart_command")]
+    pub restart_unit: Option<String>,
+    /// The command that restarts them in the guest: a program by its whole path, and arguments
+    #[arg(long, value_name = "COMMAND", requires = "service")]
+    pub restart_command: Option<String>,
+    /// Between two probes of a service [default: 10s]
+    #[arg(long, value_name = "TIME", requires = "service")]
+    pub every: Option<Seconds>,
+    /// Failures in a row before something is done [default: 3]
+    #[arg(long, value_name = "N", requires = "service")]
+    pub failures: Option<u32>,
+    /// After a start and after each action, failures do not count for so long [default: 1m, and 30s, 2m, 3m]
+    #[arg(long, value_name = "TIME", requires = "service")]
+    pub grace: Option<Seconds>,
+    /// What may be done about a service that stays down, in this order; may be repeated [default: all]
+    #[arg(long, value_enum, value_name = "ACTION", requires = "service")]
+    pub action: Vec<ActionArg>,
+}
+
+/// `--action`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[allow(missing_docs)]
+pub enum ActionArg {
+    RestartService,
+    RestartVm,
+    Relocate,
 }
 
 /// `--gate`.
@@ -125,12 +161,17 @@ pub struct DisableArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 libvirt refuses to start a protected VM by itself, as another host may run it.
+Refused if room would be taken that is kept for host failures: ha capacity.
 
 Examples:
-  virtward ha start web1")]
+  virtward ha start web1
+  virtward ha start web1 --force")]
 pub struct StartArgs {
     /// VM, by name or UUID
     pub vm: String,
+    /// Also if afterwards not all protected VMs would survive the host failures that are to be survived
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// Arguments of `ha explain`.
@@ -164,8 +205,13 @@ status 4 if something would not run.
 
 Examples:
   virtward ha capacity
+  virtward ha capacity --without kvm2
   virtward ha capacity --json | jq .losses")]
-pub struct CapacityArgs {}
+pub struct CapacityArgs {
+    /// As if this host were empty and took nothing
+    #[arg(long, value_name = "HOST")]
+    pub without: Option<String>,
+}
 
 /// Arguments of `ha test-fencing`.
 #[derive(Debug, clap::Args)]
@@ -233,7 +279,7 @@ pub async fn run(app: &App, command: &Command) -> Result<(), Failure> {
         }
         Command::Start(args) => {
             let path = format!("/api/v1/ha/vms/{}/start", escaped(&args.vm));
-            let vm: HaVm = daemon::client(app).post(&path, &serde_json::json!({}), None).await?;
+            let vm: HaVm = daemon::client(app).post(&path, &HaStart { force: args.force }, None).await?;
             if app.json {
                 return out::json(&vm);
             }
@@ -243,7 +289,7 @@ pub async fn run(app: &App, command: &Command) -> Result<(), Failure> {
         Command::Explain(args) => explain(app, args).await,
         Command::Arm(args) => switch(app, "arm", &args.reason).await,
         Command::Disarm(args) => switch(app, "disarm", &args.reason).await,
-        Command::Capacity(_) => capacity(app).await,
+        Command::Capacity(args) => capacity(app, args).await,
         Command::TestFencing(args) => test_fencing(app, args).await,
         Command::ConfirmOff(args) => confirm_off(app, args).await,
         Command::Events(args) => events(app, args).await,
@@ -318,6 +364,7 @@ async fn enable(app: &App, args: &EnableArgs) -> Result<(), Failure> {
         resets_max: args.resets,
         resets_window_s: None,
         hang_s: args.hang.map(|time| time.0),
+        services: services(args),
     };
     let client = daemon::client(app);
     let mut made = Vec::new();
@@ -330,6 +377,30 @@ async fn enable(app: &App, args: &EnableArgs) -> Result<(), Failure> {
         made.push(vm);
     }
     if app.json { out::json(&made) } else { Ok(()) }
+}
+
+fn services(args: &EnableArgs) -> Option<Vec<HaService>> {
+    let command = args.restart_command.as_ref();
+    let one = |check: &String| HaService {
+        check: check.clone(),
+        every_s: args.every.map(|time| time.0),
+        failures: args.failures,
+        grace_s: args.grace.map(|time| time.0),
+        restart_unit: args.restart_unit.clone(),
+        restart_command: command.map(|command| command.split_whitespace().map(str::to_owned).collect()),
+        actions: (!args.action.is_empty()).then(|| args.action.iter().map(|action| action_name(*action)).collect()),
+    };
+    let given = args.service.iter().filter(|check| *check != "none");
+    (!args.service.is_empty()).then(|| given.map(one).collect())
+}
+
+fn action_name(action: ActionArg) -> String {
+    match action {
+        ActionArg::RestartService => "restart-service",
+        ActionArg::RestartVm => "restart-vm",
+        ActionArg::Relocate => "relocate",
+    }
+    .into()
 }
 
 async fn explain(app: &App, args: &ExplainArgs) -> Result<(), Failure> {
@@ -363,8 +434,9 @@ async fn switch(app: &App, verb: &str, reason: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn capacity(app: &App) -> Result<(), Failure> {
-    let found: HaCapacity = daemon::client(app).get("/api/v1/ha/capacity").await?;
+async fn capacity(app: &App, args: &CapacityArgs) -> Result<(), Failure> {
+    let query = args.without.as_ref().map(|host| format!("?without={}", escaped(host))).unwrap_or_default();
+    let found: HaCapacity = daemon::client(app).get(&format!("/api/v1/ha/capacity{query}")).await?;
     if app.json {
         out::json(&found)?;
     } else {
@@ -451,6 +523,8 @@ async fn events(app: &App, args: &EventsArgs) -> Result<(), Failure> {
 /// Tells the daemon of this host that VMs move, as far as there is one and it protects them.
 pub struct Passage {
     client: Client,
+    /// Also if room is taken away that is kept for host failures.
+    force: bool,
 }
 
 impl std::fmt::Debug for Passage {
@@ -461,8 +535,19 @@ impl std::fmt::Debug for Passage {
 
 impl Passage {
     /// To the daemon of this host.
-    pub fn of(app: &App) -> Self {
-        Self { client: daemon::client(app) }
+    pub fn of(app: &App, force: bool) -> Self {
+        Self { client: daemon::client(app), force }
+    }
+
+    /// Why a host is not to be emptied: the others would have no room for one more failure. None as well if nobody knows.
+    pub async fn may_not_drain(&self, host: &str) -> Result<Option<String>, String> {
+        let path = format!("/api/v1/ha/capacity?without={}", escaped(host));
+        match self.client.get::<HaCapacity>(&path).await {
+            Ok(found) => Ok(found.refused),
+            Err(Error::Unreachable { .. }) => Ok(None),
+            Err(Error::Problem(problem)) if matches!(problem.code, Code::NotFound | Code::Conflict) => Ok(None),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     async fn is_protected(&self, vm: Uuid) -> Result<bool, String> {
@@ -476,7 +561,7 @@ impl Passage {
     }
 
     async fn tell(&self, vm: Uuid, to: &str, has_moved: Option<bool>) -> Result<(), String> {
-        let body = HaMove { to: to.to_owned(), has_moved };
+        let body = HaMove { to: to.to_owned(), has_moved, force: self.force };
         let answer = self.client.post::<HaVm>(&format!("/api/v1/ha/vms/{vm}/move"), &body, None).await;
         answer.map(drop).map_err(|error| error.to_string())
     }

@@ -1,5 +1,9 @@
 //! `virtward host`: the CPU that hosts have in common, emptying a host, and taking it into service again.
 
+mod drain;
+
+pub use self::drain::left;
+
 use std::{collections::BTreeSet, path::PathBuf};
 
 use jiff::SignedDuration;
@@ -10,7 +14,10 @@ use virtward_model::{CpuFit, Machine};
 
 use crate::{
     app::App,
-    commands::vm::migrate::{How, line},
+    commands::{
+        ha::Passage,
+        vm::migrate::{How, line},
+    },
     connect,
     exit::{Failure, Kind},
     out,
@@ -23,7 +30,7 @@ pub enum Command {
     /// Show the CPU that several hosts have in common, and which VMs use more than it
     Cpu(CpuArgs),
     /// Move every running VM of this host to others
-    Drain(DrainArgs),
+    Drain(Box<DrainArgs>),
     /// Take a drained host into service again
     Resume(ResumeArgs),
 }
@@ -46,22 +53,29 @@ pub struct CpuArgs {
 /// Arguments of `host drain`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-From now on this command line sends no VM to the host until `host resume`, and
-neither does another drain. Backups of Virtward give way. What cannot move is
-named with the reason and the choices, and stays.
+Without --to the daemon does it, over all hosts of its cluster. From now on the
+host takes no VMs until `host resume`. Backups of Virtward give way. What cannot
+move is named with the reason and the choices, and stays. Where high
+availability protects VMs, a drain after which one more host failure would not
+be survived is refused: virtward ha capacity --without HOST.
 
 Examples:
+  virtward host drain --dry-run
+  virtward host drain h2 && ssh h2 reboot
   virtward host drain --to h2 --to h3 --dry-run
   virtward host drain --to h2 --to h3 --first db1 --parallel 4
   virtward host drain --to h2 --timeout 30m && reboot")]
 pub struct DrainArgs {
-    /// A host to which VMs may go; may be repeated
-    #[arg(long, value_name = "HOST|URI", required = true)]
+    /// A host of the daemon's cluster [default: this one]
+    #[arg(value_name = "HOST", conflicts_with = "to")]
+    pub host: Option<String>,
+    /// A host to which VMs may go, without the daemon; may be repeated
+    #[arg(long, value_name = "HOST|URI")]
     pub to: Vec<String>,
     /// VMs that move at the same time
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=4))]
     pub parallel: u8,
-    /// A VM that goes first; may be repeated. The others follow, those with most memory first
+    /// A VM that goes first; may be repeated. The others follow by priority, those with most memory first
     #[arg(long, value_name = "VM")]
     pub first: Vec<String>,
     /// No move begins later than this
@@ -73,21 +87,31 @@ pub struct DrainArgs {
     /// Only say what would go where, and what could not
     #[arg(long)]
     pub dry_run: bool,
+    /// Also if afterwards not all protected VMs would survive the host failures that are to be survived
+    #[arg(long)]
+    pub force: bool,
+    /// Rules and importance: a TOML file (docs/balance.md)
+    #[arg(long, value_name = "FILE")]
+    pub rules: Option<PathBuf>,
     #[command(flatten)]
     pub how: How,
 }
 
 /// Arguments of `host resume`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  virtward host resume")]
-pub struct ResumeArgs {}
+#[command(after_help = "Examples:\n  virtward host resume\n  virtward host resume h2")]
+pub struct ResumeArgs {
+    /// A host of the daemon's cluster [default: this one]
+    #[arg(value_name = "HOST")]
+    pub host: Option<String>,
+}
 
 /// Runs one verb.
 pub async fn run(app: &App, command: &Command) -> Result<(), Failure> {
     match command {
         Command::Cpu(args) => cpu(app, args).await,
         Command::Drain(args) => drain(app, args).await,
-        Command::Resume(_) => resume(app).await,
+        Command::Resume(args) => resume(app, args).await,
     }
 }
 
@@ -103,6 +127,9 @@ pub async fn closed(app: &App, hypervisor: &dyn Hypervisor) -> Option<String> {
 }
 
 async fn drain(app: &App, args: &DrainArgs) -> Result<(), Failure> {
+    if args.to.is_empty() {
+        return drain::by_daemon(app, args).await;
+    }
     let hypervisor = connect::hypervisor(app).await?;
     let mut destinations = Vec::new();
     let outcome = drain_to(app, args, hypervisor.clone(), &mut destinations).await;
@@ -146,6 +173,16 @@ async fn drain_to(
         return Err(Failure::new(Kind::Refused, "there is no host that takes VMs").hint("name another one with --to"));
     }
     let host = hypervisor.host().await?;
+    let passage = Passage::of(app, args.force);
+    let refused = passage.may_not_drain(&host.name).await.map_err(|why| {
+        Failure::new(Kind::Other, format!("whether room for host failures would be left is not known: {why}"))
+            .hint("virtward ha status; --force empties the host all the same")
+    });
+    if let Some(why) = if args.force { None } else { refused? } {
+        let text = format!("emptying {} would take room away that is kept for host failures: {why}", host.name);
+        return Err(Failure::new(Kind::Refused, text)
+            .hint("virtward ha capacity --without HOST shows the room there would be; --force does it all the same"));
+    }
     if !args.dry_run {
         let mark = mark(app, host.uuid);
         let made =
@@ -154,7 +191,8 @@ async fn drain_to(
     }
     let mut migrate = args.how.options();
     migrate.backups_give_way = true;
-    migrate.passage = Some(std::sync::Arc::new(super::ha::Passage::of(app)));
+    // Judged as a whole: on the way the host still counts as one that may fail.
+    migrate.passage = Some(std::sync::Arc::new(Passage::of(app, true)));
     let options = DrainOptions {
         migrate,
         parallel: usize::from(args.parallel),
@@ -162,6 +200,8 @@ async fn drain_to(
         timeout: args.within.map(|time| time.unsigned_abs()),
         with_inactive: args.with_inactive,
         dry_run: args.dry_run,
+        rules: args.rules.as_deref().map(super::world::rules_of).transpose()?.map(std::sync::Arc::new),
+        ..DrainOptions::default()
     };
     let env = connect::env(app, hypervisor);
     let drained = drain_host(&env, destinations, &options, &*app.progress, &app.cancel).await;
@@ -174,15 +214,25 @@ async fn drain_to(
 fn text(drained: &Drained) -> String {
     let mut text = String::new();
     if drained.dry_run {
-        let mut table = Table::new(&["VM", "MEMORY", "TO"]);
+        let mut table = Table::new(&["VM", "MEMORY", "FROM", "TO", "AFTER", "WHY"]);
         for assigned in &drained.plan {
             let memory = virtward_model::Bytes(assigned.memory_bytes).to_string();
-            table.row([assigned.vm.clone(), memory, assigned.to.clone()]);
+            table.row([
+                assigned.vm.clone(),
+                memory,
+                assigned.from.clone(),
+                assigned.to.clone(),
+                assigned.after.join(" "),
+                assigned.why.clone(),
+            ]);
         }
         text += &table.render(out::stdout_is_terminal());
     }
     for migrated in &drained.moved {
         text += &(line(migrated) + "\n");
+    }
+    if drained.dry_run {
+        drained.warnings.iter().for_each(|warning| text += &(render::printable(&format!("note: {warning}")) + "\n"));
     }
     for left in &drained.left {
         text += &(render::printable(&format!("{} stays:", left.vm)) + "\n");
@@ -195,7 +245,10 @@ fn text(drained: &Drained) -> String {
     text
 }
 
-async fn resume(app: &App) -> Result<(), Failure> {
+async fn resume(app: &App, args: &ResumeArgs) -> Result<(), Failure> {
+    if let Some(was_drained) = drain::resume_by_daemon(app, args.host.as_deref()).await? {
+        return resumed(app, was_drained.0, was_drained.1);
+    }
     let hypervisor = connect::hypervisor(app).await?;
     let host = hypervisor.host().await;
     hypervisor.close().await;
@@ -206,16 +259,20 @@ async fn resume(app: &App) -> Result<(), Failure> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
         Err(error) => return Err(Failure::io(format!("cannot remove {}", mark.display()))(error)),
     };
+    resumed(app, host.name, was_drained)
+}
+
+fn resumed(app: &App, host: String, was_drained: bool) -> Result<(), Failure> {
     #[derive(Serialize)]
     struct Resumed {
         host: String,
         was_drained: bool,
     }
     if app.json {
-        return out::json(&Resumed { host: host.name, was_drained });
+        return out::json(&Resumed { host, was_drained });
     }
     let before = if was_drained { "takes VMs again" } else { "was not drained" };
-    out::text(&(render::printable(&format!("{} {before}", host.name)) + "\n"))
+    out::text(&(render::printable(&format!("{host} {before}")) + "\n"))
 }
 
 /// The common CPU as JSON.

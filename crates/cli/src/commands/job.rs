@@ -38,7 +38,7 @@ pub struct ListArgs {
     /// Only in these states: queued, running, succeeded, failed, cancelled, interrupted
     #[arg(long, value_name = "STATE,…")]
     pub state: Option<String>,
-    /// Only of this kind: backup, restore, verify, copy, prune
+    /// Only of this kind: backup, restore, verify, copy, prune, migrate, move-disk, drain, balance
     #[arg(long, value_name = "KIND")]
     pub kind: Option<String>,
     /// Only about this VM
@@ -140,6 +140,7 @@ async fn list(app: &App, client: &Client, args: &ListArgs) -> Result<(), Failure
 fn progress(job: &Job) -> String {
     match (job.state, &job.waiting_for, &job.error) {
         (JobState::Queued, Some(why), _) => why.clone(),
+        (JobState::Running, ..) if job.progress.detail.is_some() => job.progress.detail.clone().unwrap_or_default(),
         (JobState::Running, ..) if job.progress.total_bytes > 0 => {
             let percent = job.progress.done_bytes.saturating_mul(100) / job.progress.total_bytes;
             format!("{percent} %, {}/s", Bytes(job.progress.rate_bytes_s))
@@ -151,7 +152,8 @@ fn progress(job: &Job) -> String {
 }
 
 fn line(job: &Job) -> String {
-    let vm = job.vm.as_ref().map_or(job.repository.as_str(), |vm| vm.name.as_str());
+    let of = if job.repository.is_empty() { job.host.as_str() } else { job.repository.as_str() };
+    let vm = job.vm.as_ref().map_or(of, |vm| vm.name.as_str());
     let detail = progress(job);
     let detail = if detail.is_empty() { detail } else { format!(": {detail}") };
     render::printable(&format!(

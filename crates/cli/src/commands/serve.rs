@@ -2,11 +2,16 @@
 
 use std::{env, path::PathBuf, sync::Arc, time::Duration};
 
-use virtward_decide::schedule::{Limit, Limits};
+use virtward_decide::{
+    balance::Eagerness,
+    schedule::{Limit, Limits},
+};
 use virtward_engine::{BackupOptions, Hooks};
 use virtward_server::{
     Listening, Reload,
-    config::{ClusterConfig, Config, DEFAULT_REPOSITORY, Etcd, RepositoryConfig, SecretFile},
+    config::{
+        BalanceConfig, ClusterConfig, Config, DEFAULT_REPOSITORY, Etcd, MovesConfig, RepositoryConfig, SecretFile,
+    },
     notify,
     wire_up::Wiring,
 };
@@ -136,6 +141,40 @@ pub fn configuration(settings: &Settings, thaw_guard: Vec<String>) -> Result<Con
         cluster: settings.cluster.as_ref().map(|cluster| self::cluster(settings, cluster)).transpose()?,
         notify: notify_config::settle(&settings.notify)?,
         ha: settings.ha.as_ref().map(super::ha::configuration).transpose()?,
+        moves: MovesConfig {
+            uri: settings.moves.uri.clone(),
+            address: settings.moves.address.clone(),
+            bandwidth: settings.moves.bandwidth,
+            connections: settings.moves.connections.unwrap_or(0).min(64),
+            tls: settings.moves.tls.unwrap_or(false),
+            rules: settings.moves.rules.clone(),
+        },
+        balance: balance(&settings.balance)?,
+    })
+}
+
+/// When VMs move for the sake of load.
+fn balance(settings: &config::Balance) -> Result<BalanceConfig, Failure> {
+    let base = BalanceConfig::default();
+    let usage = |message: &str| Failure::new(Kind::Usage, format!("[balance] {message}"));
+    let eagerness = match settings.eagerness {
+        None => base.eagerness,
+        Some(level) => Eagerness::new(level).ok_or_else(|| usage("eagerness is from 1 to 5"))?,
+    };
+    let interval = settings.interval_s.map_or(base.interval, Duration::from_secs);
+    let watch = settings.watch_s.map_or(base.watch.min(interval / 2), Duration::from_secs);
+    if watch.is_zero() || watch >= interval {
+        return Err(usage("watch-s is at least 1 and less than interval-s"));
+    }
+    Ok(BalanceConfig {
+        mode: settings.mode.unwrap_or(base.mode),
+        eagerness,
+        hold: settings.hold,
+        min_gain_percent: settings.min_gain_percent,
+        interval,
+        watch,
+        parallel: settings.parallel.map_or(base.parallel, |parallel| usize::from(parallel.clamp(1, 4))),
+        link: settings.link.unwrap_or(base.link),
     })
 }
 

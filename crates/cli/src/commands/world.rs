@@ -51,6 +51,13 @@ pub struct Source {
     pub rules: Option<PathBuf>,
 }
 
+impl Source {
+    /// Neither hosts nor a snapshot nor rules were named: all hosts of the daemon are meant.
+    pub fn is_unnamed(&self) -> bool {
+        self.hosts.with.is_empty() && self.snapshot.is_none() && self.rules.is_none()
+    }
+}
+
 /// The world, and the connections by which it was read: none for a snapshot.
 pub struct Looked {
     pub world: World,
@@ -99,7 +106,8 @@ fn read(path: &Path, most: u64) -> Result<String, Failure> {
     Ok(text)
 }
 
-fn rules_of(path: &Path) -> Result<rules::Rules, Failure> {
+/// Reads a rules file.
+pub fn rules_of(path: &Path) -> Result<rules::Rules, Failure> {
     let text = read(path, RULES_BYTES_MAX)?;
     rules::parse(&text).map_err(|why| Failure::new(Kind::Usage, format!("{}: {why}", path.display())))
 }
@@ -135,7 +143,7 @@ async fn see(app: &App, hosts: &Hosts, destinations: &mut Vec<Destination>) -> R
     let mut surveyed = Vec::new();
     for host in destinations.iter() {
         let closed = closed(app, &*host.hypervisor).await;
-        surveyed.push(Surveyed { hypervisor: host.hypervisor.clone(), closed });
+        surveyed.push(Surveyed { hypervisor: host.hypervisor.clone(), closed, with_inactive: false });
     }
     tokio::select! {
         world = survey(&surveyed, interval) => Ok(world?),

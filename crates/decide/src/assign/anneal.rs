@@ -92,12 +92,11 @@ fn away(state: &State, process: usize, to: usize) -> i32 {
 /// There is one home and are many other places, so chance alone would scatter all processes, and those that left hold
 /// capacity where it is transient. The heat asks for something for each that leaves.
 fn accept(delta: f64, away: i32, temperature: f64, rng: &mut Rng) -> bool {
-    static CH: std::sync::OnceLock<f64> = std::sync::OnceLock::new();
-    let ch = *CH.get_or_init(|| std::env::var("CH").ok().and_then(|v| v.parse().ok()).unwrap_or(HOMESICK));
-    let delta = delta + temperature * ch * f64::from(away);
+    let delta = delta + temperature * HOMESICK * f64::from(away);
     delta <= 0.0 || delta < -temperature * rng.unit().ln()
 }
 
+/// What the heat asks for each process that leaves home, in temperatures.
 const HOMESICK: f64 = 5.0;
 
 /// What moves cost from here: the middle and the thousandth part of random feasible ones, cheapest first.

@@ -16,6 +16,13 @@ pub struct Best {
 
 /// Proposals in a step.
 const STEP: u64 = 50_000;
+/// The first cycle begins at so many times the middle of what moves cost.
+const START: f64 = 10.0;
+/// Each later one, up to so many, begins at this part of the one before.
+const COOLER: f64 = 0.7;
+const COOLER_CYCLES: u32 = 6;
+/// All end at this part of the thousandth part of what moves cost.
+const END: f64 = 0.05;
 /// Steps in the first cycle.
 const FIRST_CYCLE: u64 = 64;
 
@@ -68,9 +75,8 @@ impl<'p> Search<'p> {
     pub fn step(&mut self) {
         let (high, low) = self.scale;
         // Later cycles start cooler: they begin with something good.
-        let env = |n: &str, d: f64| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
-        let start = high * env("TS", 10.0) * env("TC", 0.7f64).powi(self.number.min(6) as i32);
-        let end = low * env("TE", 0.05);
+        let start = high * START * COOLER.powi(self.number.min(COOLER_CYCLES) as i32);
+        let end = low * END;
         let part = self.step as f64 / self.cycle as f64;
         let temperature = start * (end / start).powf(part);
         let mut cost = self.best.cost;

@@ -53,7 +53,7 @@ fn service(world: &mut World, name: HostName) -> Service {
         world.hosts.iter_mut().filter(|host| host.name == name).for_each(|host| host.state = state);
     };
     set(world, HostState::Draining);
-    let (plan, report) = plan(world, &Goal { give_up_failover_room: true, ..Goal::default() });
+    let (plan, report) = plan(world, &Goal { give_up_failover_room: true, only_leaving: true, ..Goal::default() });
     for step in &plan.steps {
         if let Some(vm) = world.vms.iter_mut().find(|vm| vm.id == step.vm) {
             vm.host = Some(step.to.clone());

@@ -103,12 +103,24 @@ pub enum Event<'a> {
         /// How.
         how: Ended,
     },
-    /// [`super::guest`] or [`super::probe`] gave up on a VM on this host; its process is gone.
+    /// [`super::guest`] or [`super::probe`] gave up on a VM on this host: its process is about to be ended.
+    GivingUp {
+        /// VM.
+        vm: VmId,
+    },
+    /// Its process is gone: somebody else is to have it.
     Relocate {
         /// VM.
         vm: VmId,
         /// Why.
         why: String,
+        /// For the sake of a service in it.
+        for_service: bool,
+    },
+    /// All services of a guest are up.
+    Well {
+        /// VM.
+        vm: VmId,
     },
     /// A guest's readiness gate was passed.
     Ready {
@@ -386,7 +398,9 @@ impl Agent {
                 self.start_failed(vm, generation, why, disk_generation, &mut out);
             }
             Event::GuestEnded { vm, how } => self.guest_ended(now, vm, how),
-            Event::Relocate { vm, why } => self.relocate(vm, why),
+            Event::GivingUp { vm } => self.giving_up(vm),
+            Event::Relocate { vm, why, for_service } => self.relocate(vm, why, for_service),
+            Event::Well { vm } => self.well(vm),
             Event::Ready { vm } => self.ready(vm),
             Event::Enable(on) => self.enable(on, &mut out),
             Event::Maintenance(on) => self.want_maintenance = on,

@@ -127,6 +127,14 @@ pub enum Effect {
         /// Epoch that is to be over.
         epoch: u64,
     },
+    /// The epoch is proved to be over by something else: end what [`Effect::Fence`] began, at once. The host may be about to
+    /// join again, and a device that is still at work would take the power of a host that is in service.
+    StopFencing {
+        /// Host.
+        host: HostId,
+        /// Epoch that is over.
+        epoch: u64,
+    },
     /// Have the storage refuse the host for these VMs, if it can.
     Revoke {
         /// Host.
@@ -259,7 +267,7 @@ impl Coordinator {
         self.pending.retain(|_, (sent, _)| now.since(*sent) < ANSWER_MS);
         self.watch(view, asked, now);
         self.memory.note(now, view);
-        self.open_cases(now, view);
+        self.open_cases(now, view, out);
         let stale = now.since(asked) > self.timing.silence_ms / 2;
         if stale {
             return;
@@ -476,6 +484,27 @@ mod tests {
             view.heartbeats.insert(name.into(), heartbeat);
         }
         view
+    }
+
+    #[test]
+    fn a_device_that_is_at_work_is_stopped_when_the_host_itself_says_that_it_is_over() {
+        let mut coordinator = Coordinator::new("h2".into(), Timing::default());
+        let _ = coordinator.step(Moment(0), Event::Leading(true));
+        let mut fencing = view(1, "h1");
+        fencing.hosts.get_mut(&"h1".into()).expect("there").value =
+            HostRecord { epoch: 2, phase: HostPhase::Fencing, ..record() };
+        let case = (HostId::from("h1"), 1);
+        let asked = coordinator.step(Moment(1000), Event::View { view: &fencing, asked: Moment(1000) });
+        assert!(asked.contains(&Effect::Fence { host: case.0.clone(), epoch: 1 }), "{asked:?}");
+        // It drained and joined again at once, both between two looks.
+        let mut over = view(2, "");
+        over.hosts.get_mut(&case.0).expect("there").value.epoch = 3;
+        let proof = Proof { kind: super::super::record::ProofKind::Drained, by: case.0.clone() };
+        over.proofs.insert(case.clone(), Versioned { value: proof, revision: 102 });
+        let stopped = coordinator.step(Moment(1500), Event::View { view: &over, asked: Moment(1500) });
+        assert_eq!(stopped, [Effect::StopFencing { host: case.0, epoch: 1 }]);
+        let later = coordinator.step(Moment(2000), Event::View { view: &over, asked: Moment(2000) });
+        assert!(later.is_empty(), "{later:?}");
     }
 
     #[test]

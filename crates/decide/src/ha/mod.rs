@@ -31,7 +31,7 @@
 //! - [`record`], [`txn`] what is in the store, and how it is changed.
 //! - [`agent`] one host: joins, beats, pets, fences itself, starts and ends its VMs.
 //! - [`coordinator`] any daemon: suspects, fences, collects proofs, gives VMs to hosts.
-//! - [`recovery`] in which order and where VMs come back.
+//! - [`recovery`] in which order and where VMs come back. [`room`] whether a change leaves room for that.
 //! - [`guest`] one VM on its host: hangs, crashes, resets and their budget. [`probe`] a service inside.
 //! - [`grade`] how well a host is protected, and why not better.
 
@@ -43,6 +43,7 @@ mod planted;
 pub mod probe;
 pub mod record;
 pub mod recovery;
+pub mod room;
 #[cfg(test)]
 mod sim;
 pub mod timing;

@@ -66,6 +66,45 @@ impl Default for ProbePolicy {
     }
 }
 
+/// What restarts a service inside its guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// A systemd unit.
+    Unit(String),
+    /// A program, by its whole path, and its arguments.
+    Command(Vec<String>),
+}
+
+/// A service of a VM that is watched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Watched {
+    /// What is asked, as a URL: `tcp://10.0.0.5:5432`.
+    pub check: String,
+    /// Between two probes, in milliseconds.
+    pub every_ms: u64,
+    /// After a start of the VM, failures do not count for so long, in milliseconds.
+    pub grace_ms: u64,
+    /// How the service is restarted inside, if it can be.
+    pub restart: Option<Restart>,
+    /// What is done about failures.
+    pub policy: ProbePolicy,
+}
+
+impl Watched {
+    /// The ladder without rungs that are not there: a service that nobody knows how to restart, and a VM that was taken
+    /// elsewhere for this service's sake since it was last seen up. What did not help on two hosts helps on no third.
+    pub fn ladder(&self, moves: u32) -> ProbePolicy {
+        let mut policy = self.policy.clone();
+        policy.steps.retain(|step| step.action != Rung::RestartService || self.restart.is_some());
+        for step in policy.steps.iter_mut().filter(|step| step.action == Rung::Relocate) {
+            step.tries = step.tries.saturating_sub(moves);
+        }
+        policy
+    }
+}
+
 /// What a probe found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
@@ -102,6 +141,17 @@ impl Watch {
     /// A watch over a service that is thought to be up. Failures do not count for a grace after the VM's start.
     pub fn new(policy: ProbePolicy, now: Moment, grace_ms: u64) -> Self {
         Self { policy, down: 0, up: 0, step: 0, tried: 0, grace_until: now.plus(grace_ms), exhausted: false }
+    }
+
+    /// Something was done to the whole VM: failures do not count for this long.
+    pub fn hold(&mut self, now: Moment, ms: u64) {
+        self.grace_until = self.grace_until.max(now.plus(ms));
+        (self.up, self.down) = (0, 0);
+    }
+
+    /// So many successes in a row that the service counts as well.
+    pub fn is_well(&self) -> bool {
+        self.up >= self.policy.successes
     }
 
     /// One probe's result.
@@ -174,6 +224,35 @@ mod tests {
         assert_eq!(rungs, [RestartService, RestartService, RestartVm, Relocate, SwitchToStandby]);
         assert!(taken.windows(2).all(|pair| pair[1].0 - pair[0].0 >= 30), "graces are kept: {taken:?}");
         assert!(taken[0].0 >= 60, "and the one after the start");
+    }
+
+    #[test]
+    fn rungs_that_are_not_there_are_left_out_and_a_vm_is_moved_once_for_a_service() {
+        let watched = |restart| Watched {
+            check: "tcp://10.0.0.1:1".into(),
+            every_ms: 5000,
+            grace_ms: 60_000,
+            restart,
+            policy: ProbePolicy::default(),
+        };
+        let taken = |watched: &Watched, moves| {
+            let mut watch = Watch::new(watched.ladder(moves), Moment(0), 0);
+            let steps = (0..720).flat_map(move |n| watch.step(Moment(n * 5000), Found::Down));
+            steps
+                .filter_map(|effect| if let Effect::Act(rung) = effect { Some(rung) } else { None })
+                .collect::<Vec<_>>()
+        };
+        let unit = Some(Restart::Unit("nginx".into()));
+        assert_eq!(taken(&watched(None), 0), [Rung::RestartVm, Rung::Relocate]);
+        assert_eq!(taken(&watched(unit), 1), [Rung::RestartService, Rung::RestartService, Rung::RestartVm]);
+    }
+
+    #[test]
+    fn what_was_done_to_the_vm_gives_all_its_services_time() {
+        let mut watch = Watch::new(ProbePolicy::default(), Moment(0), 0);
+        assert!(watch.step(Moment(0), Found::Down).is_empty() && watch.step(Moment(1), Found::Down).is_empty());
+        watch.hold(Moment(2), 60_000);
+        assert!((1..60).all(|s| watch.step(Moment(s * 1000), Found::Down).is_empty()));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{timing::Timing, txn::Versioned};
+use super::{probe::Watched, timing::Timing, txn::Versioned};
 
 /// All keys of high availability begin so.
 pub const PREFIX: &str = "/ha/";
@@ -261,6 +261,8 @@ pub struct VmPolicy {
     pub resets_window_ms: u64,
     /// A guest whose agent and I/O are silent for this long hangs, in milliseconds; 0 never.
     pub hang_ms: u64,
+    /// Services in it that are watched.
+    pub services: Vec<Watched>,
 }
 
 impl Default for VmPolicy {
@@ -275,6 +277,7 @@ impl Default for VmPolicy {
             resets_max: 3,
             resets_window_ms: 3_600_000,
             hang_ms: 60_000,
+            services: Vec::new(),
         }
     }
 }
@@ -301,6 +304,9 @@ pub struct VmRecord {
     /// Hosts where it did not start since it last ran, with how often.
     #[serde(default)]
     pub failed_on: BTreeMap<HostId, u32>,
+    /// How often it was taken elsewhere for a service's sake since its services were last seen up.
+    #[serde(default)]
+    pub service_moves: u32,
     /// Why nobody may have it until a person (or the host that runs it) has looked: the disk is ahead of the store.
     #[serde(default)]
     pub blocked: Option<String>,
@@ -324,6 +330,7 @@ impl VmRecord {
             desired: Desired::Stopped,
             note,
             failed_on: BTreeMap::new(),
+            service_moves: 0,
             ..self.clone()
         }
     }

@@ -155,6 +155,9 @@ pub struct Goal {
     pub load: Option<even::Evening>,
     /// Should rules that are broken are mended.
     pub wishes: bool,
+    /// Only hosts that are to be empty are looked at: rules that are broken elsewhere, and hosts that were given too much,
+    /// are left as they are.
+    pub only_leaving: bool,
     /// Room for failures may be lost to what must move: an administrator insists.
     pub give_up_failover_room: bool,
 }
@@ -177,7 +180,7 @@ pub fn plan(world: &World, goal: &Goal) -> (Plan, PlanReport) {
     let space = Space::new(world, false);
     let start = living(&space);
     let mut draft = Draft::new(&space, &start);
-    draft.musts();
+    draft.musts(goal.only_leaving);
     if goal.wishes {
         draft.wishes();
     }
@@ -276,7 +279,7 @@ impl<'a> Draft<'a> {
     }
 
     /// Moves that must be made, by the VMs' priority.
-    fn musts(&mut self) {
+    fn musts(&mut self, only_leaving: bool) {
         let mut vms: Vec<u32> = (0..self.space.world.vms.len() as u32).collect();
         vms.sort_by_key(|&vm| {
             let facts = &self.space.world.vms[vm as usize];
@@ -284,7 +287,13 @@ impl<'a> Draft<'a> {
         });
         for &vm in &vms {
             let Some(reason) = self.must(vm) else { continue };
-            self.relocate(vm, reason, true);
+            if !only_leaving || matches!(reason, Reason::Evacuate { .. }) {
+                self.relocate(vm, reason, true);
+            }
+        }
+        if only_leaving {
+            self.musts = self.wanted.len();
+            return;
         }
         // Overfull hosts give away what matters least, smallest first.
         for host in 0..self.space.world.hosts.len() as u32 {

@@ -8,6 +8,7 @@
 mod inside;
 mod lines;
 mod sql;
+mod target;
 mod tls;
 mod web;
 
@@ -19,7 +20,8 @@ use tokio::{
     net::TcpStream,
 };
 
-pub use inside::{InsideProbe, probe_inside, restart_unit};
+pub use inside::{InsideProbe, probe_inside, restart};
+pub use target::Target;
 
 /// The most that is read of any peer.
 pub const READ_BYTES: usize = 64 << 10;

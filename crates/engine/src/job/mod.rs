@@ -5,6 +5,7 @@ pub mod drain;
 pub mod migrate;
 pub mod move_disk;
 pub mod restore;
+pub mod steps;
 
 /// Reads a definition, whatever it is, in every way in which jobs read definitions; for fuzzing.
 pub(crate) fn any_definition(xml: &str) {

@@ -57,6 +57,16 @@ pub trait Connector: Send + Sync {
     fn name(&self) -> String;
     /// Connects. The connection finds itself again after that.
     async fn connect(&self) -> virtward_hypervisor::Result<Arc<dyn Hypervisor>>;
+    /// Connects to another host, for VMs to move there.
+    async fn other(&self, uri: &str) -> virtward_hypervisor::Result<Arc<dyn Hypervisor>> {
+        let text = format!("other hosts, such as {uri}, are not reached from here");
+        Err(virtward_hypervisor::Error {
+            kind: virtward_hypervisor::ErrorKind::Unsupported,
+            call: "connect".into(),
+            message: text,
+            code: 0,
+        })
+    }
     /// What of the host answers when its hypervisor does not.
     async fn probe(&self) -> HostState;
 }

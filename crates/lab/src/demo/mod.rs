@@ -1,10 +1,13 @@
-//! The main job told as a story: two guests are backed up, changed, backed up again; one loses its disk and comes back.
+//! The main jobs told as a story: two guests are backed up, changed, backed up again; one loses its disk and comes back. Then
+//! one of three other hosts loses its power, and its guests run on elsewhere.
 //!
 //! Everything is done from outside, by the two binaries, as a person would do it at a shell. The story succeeds only if
 //! every proof in it held. `DEMO_KEEP=1` leaves the lab and the repository for a look around, and a daemon that looks
 //! after them; the next demo, or `demo --clear`, takes all of it away.
 
 mod daemon;
+mod failover;
+mod moves;
 
 use std::{
     fs::OpenOptions,
@@ -64,7 +67,9 @@ struct Demo {
 
 impl Demo {
     fn tell(&mut self) -> Result<()> {
-        println!("Virtward, the main job: back up running VMs, lose one, get it back.\n");
+        println!(
+            "Virtward, the main jobs: back up running VMs, lose one, get it back; lose a host, and nothing with it.\n"
+        );
         self.step("A host with libvirt, and two guests that boot", Self::guests)?;
         self.step("An encrypted repository", |demo| demo.virtward(&["repo", "init"]).map(drop))?;
         self.step("Full backup of both while they run", |demo| demo.back_up("full"))?;
@@ -86,6 +91,8 @@ impl Demo {
             print_indented(&demo.virtward(&["backup", "verify", "--all", "--mode", "full"])?);
             demo.virtward(&["repo", "check"]).map(drop)
         })?;
+        failover::tell(self)?;
+        moves::tell(self)?;
         self.summary();
         Ok(())
     }
@@ -236,6 +243,8 @@ impl Demo {
     fn clear(&self) -> Result<()> {
         daemon::end(&self.dir)?;
         self.lab(&["down"])?;
+        failover::clear(self)?;
+        moves::clear(self)?;
         match std::fs::remove_dir_all(&self.dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("remove {}", self.dir.display()))

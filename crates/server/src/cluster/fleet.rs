@@ -23,7 +23,7 @@ use virtward_engine::{
 use virtward_model::{Vm, VmState};
 
 use super::nodes::Nodes;
-use crate::{failures::Result, kv::Kv, table::Table};
+use crate::{failures::Result, kv::Kv, moves::Reach, table::Table};
 
 /// A host as its daemon published it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,6 +42,9 @@ pub struct HostRecord {
     /// It has looked at all of its VMs.
     #[serde(default)]
     pub is_complete: bool,
+    /// How other hosts reach its libvirt.
+    #[serde(default)]
+    pub reach: Option<Reach>,
 }
 
 /// A VM as a daemon published it.

@@ -107,6 +107,8 @@ async fn everything(daemon: &Arc<Daemon>) -> Result<Revision> {
     read!(daemon.jobs.cancels, cancel_asked);
     read!(daemon.jobs.remote, progress);
     read!(daemon.alarms.table, |_: &Arc<Daemon>, _| {});
+    read!(daemon.drained, |_: &Arc<Daemon>, _| {});
+    read!(daemon.rounds, |_: &Arc<Daemon>, _| {});
     read!(daemon.jobs.past, |_: &Arc<Daemon>, _| {});
     read!(daemon.jobs.table, job);
     settled(daemon);
@@ -152,6 +154,15 @@ fn apply(daemon: &Arc<Daemon>, change: &Change, at: Revision) {
         .or_else(|| to(&daemon.claims.table, it, always!(claim)))
         .or_else(|| to(&daemon.vms.table, it, |_, _| true))
         .or_else(|| to(&daemon.alarms.table, it, |_, _| false))
+        .or_else(|| to(&daemon.drained, it, |_, _| false))
+        .or_else(|| {
+            to(&daemon.rounds, it, |_, changed| {
+                if let Changed::Put(_, round) = changed {
+                    daemon.hub.send("inventory", "balance", &*round);
+                }
+                false
+            })
+        })
         .or_else(|| to(&daemon.policies.table, it, always!(policy)))
         .or_else(|| to(&daemon.access.table, it, |_, _| false))
         .or_else(|| to(&daemon.repositories.table, it, always!(repository)))

@@ -87,12 +87,13 @@ async fn host(daemon: &Daemon, world: &World, with_numbers: bool) -> Result<()> 
         at: Timestamp::now(),
         repositories: repositories.iter().map(|entry| (entry.config.name.clone(), entry.view().id.clone())).collect(),
         is_complete: world.is_complete,
+        reach: crate::moves::reach::own(&daemon.config()),
     };
     let before = daemon.registry.hosts.get(&me.name);
     let is_same = before.as_ref().is_some_and(|before| {
         before.boot == record.boot
             && before.repositories == record.repositories
-            && before.is_complete == record.is_complete
+            && (before.is_complete, &before.reach) == (record.is_complete, &record.reach)
             && match with_numbers {
                 true => before.host == record.host,
                 false => essence(&before.host) == essence(&record.host),

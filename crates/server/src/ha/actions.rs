@@ -11,6 +11,7 @@ use virtward_decide::ha::{
     Answer, HostId, Owner, Txn, View, VmId,
     agent::Stage,
     record::{Desired, Gate, HostPhase, VmPhase, VmPolicy, VmRecord, cluster_key, host_key, vm_key},
+    room::Change,
 };
 use virtward_engine::ha::{
     fence,
@@ -20,7 +21,7 @@ use virtward_engine::ha::{
 };
 use virtward_hypervisor::XmlView;
 
-use super::{of, views};
+use super::{capacity, of, services, views};
 use crate::{
     cluster::leader,
     daemon::Daemon,
@@ -132,6 +133,7 @@ async fn protect(daemon: &Daemon, ha: &Ha, vm: Uuid, wanted: &HaPolicy) -> Resul
         desired: if is_active { Desired::Running } else { Desired::Stopped },
         ready: false,
         failed_on: Default::default(),
+        service_moves: 0,
         blocked: None,
         note: "protection began".into(),
         policy: policy(&view, base, wanted)?,
@@ -184,6 +186,9 @@ fn policy(view: &View, mut policy: VmPolicy, wanted: &HaPolicy) -> Result<VmPoli
     policy.resets_max = wanted.resets_max.unwrap_or(policy.resets_max);
     policy.resets_window_ms = wanted.resets_window_s.map_or(policy.resets_window_ms, ms);
     policy.hang_ms = wanted.hang_s.map_or(policy.hang_ms, ms);
+    if let Some(wanted) = &wanted.services {
+        policy.services = services::read(wanted)?;
+    }
     Ok(policy)
 }
 
@@ -234,14 +239,19 @@ pub async fn disable(daemon: &Daemon, name: &str) -> Result<()> {
     Err(failures::changed("the protection of the VM"))
 }
 
-/// Wants a protected VM to run.
-pub async fn start_vm(daemon: &Daemon, name: &str, who: &Principal) -> Result<HaVm> {
+/// Wants a protected VM to run. Refused if that took room which is kept for host failures, unless forced.
+pub async fn start_vm(daemon: &Daemon, name: &str, force: bool, who: &Principal) -> Result<HaVm> {
     of(daemon)?;
     let vm = views::find(&fresh(daemon).await?, name)?;
-    change(daemon, vm, |_, record| {
+    change(daemon, vm, |view, record| {
         if record.phase == VmPhase::Stopped {
+            // One that is to run already is counted already.
+            if record.desired == Desired::Stopped {
+                capacity::admit(view, &Change::Start(vm), force)?;
+            }
             record.desired = Desired::Running;
             record.failed_on.clear();
+            record.service_moves = 0;
             record.blocked = None;
             record.note = format!("{} wants it to run", who.name);
         }

@@ -1,56 +1,28 @@
-//! Whether every protected VM would run again after any so many host failures at once.
+//! Whether every protected VM would run again after any so many host failures at once, and what may be changed.
 
-use virtward_api::{HaCapacity, HaLoss, HaRoom};
+use virtward_api::{Code, HaCapacity, HaLoss, HaRoom, Problem};
 use virtward_decide::{
     admission,
     ha::{
-        View,
-        record::{Desired, HostPhase},
+        HostId, View,
+        record::VmRecord,
+        room::{self, Change},
     },
-};
-use virtward_model::{
-    Bytes,
-    world::{Failover, Host, HostState, Priority, Resources, Stuck, Vm, World},
 };
 
 use super::{of, views};
 use crate::{daemon::Daemon, failures::Result};
 
-fn memory(bytes: u64) -> Resources {
-    Resources { memory: Bytes(bytes), ..Resources::default() }
-}
-
-/// The records as a world that placement decides on.
-fn world(view: &View) -> World {
-    let mut world =
-        World { failover: Failover { failures: view.switches().failures, domain_level: None }, ..World::default() };
-    for (name, host) in &view.hosts {
-        let host = &host.value;
-        let mut made = Host::new(&name.0, memory(host.memory_bytes));
-        made.state = match (host.phase, host.maintenance) {
-            (HostPhase::Armed, false) => HostState::Up,
-            (HostPhase::Armed, true) => HostState::Maintenance,
-            _ => HostState::Down,
-        };
-        world.hosts.push(made);
-    }
-    for (id, record) in view.vms.iter().filter(|(_, record)| record.value.desired == Desired::Running) {
-        let record = &record.value;
-        let mut vm = Vm::new(*id, record.name.clone(), memory(record.policy.memory_bytes));
-        vm.host = record.owner.as_ref().map(|owner| owner.host.0.as_str().into());
-        vm.failover = true;
-        // Tiers 0 to 9 are five priorities.
-        vm.priority = Priority::new(record.policy.tier / 2 + 1).unwrap_or_default();
-        vm.stuck = record.policy.only_on.as_ref().map(|host| Stuck::Device(format!("a place on {host} alone")));
-        world.vms.push(vm);
-    }
-    world
-}
-
-/// What would not run if hosts were lost.
-pub fn capacity(daemon: &Daemon) -> Result<HaCapacity> {
+/// What would not run if hosts were lost: now, or once a host is empty and takes nothing.
+pub fn capacity(daemon: &Daemon, without: Option<&str>) -> Result<HaCapacity> {
     let view = views::looked(of(daemon)?)?.view;
-    let verdict = admission::check(&world(&view));
+    let fleet = daemon.fleet();
+    let without = without.map(|name| HostId(fleet.node_of(name).map_or_else(|| name.to_owned(), str::to_owned)));
+    let world = match &without {
+        Some(host) => room::without(&view, host),
+        None => room::world(&view),
+    };
+    let verdict = admission::check(&world);
     let loss = |loss: &admission::Loss| HaLoss {
         hosts: loss.failed.iter().map(|host| host.0.clone()).collect(),
         vms: loss.lost.iter().map(|lost| lost.name.clone()).collect(),
@@ -62,8 +34,7 @@ pub fn capacity(daemon: &Daemon) -> Result<HaCapacity> {
         losses.push(HaLoss { hosts: Vec::new(), vms, why: "they may run on one host only".into() });
     }
     let used = |name: &str| {
-        let on =
-            |vm: &&virtward_decide::ha::record::VmRecord| vm.owner.as_ref().is_some_and(|owner| owner.host.0 == name);
+        let on = |vm: &&VmRecord| vm.owner.as_ref().is_some_and(|owner| owner.host.0 == name);
         view.vms.values().map(|vm| &vm.value).filter(on).map(|vm| vm.policy.memory_bytes).sum()
     };
     let hosts = view.hosts.iter().map(|(name, host)| HaRoom {
@@ -71,5 +42,22 @@ pub fn capacity(daemon: &Daemon) -> Result<HaCapacity> {
         memory_bytes: host.value.memory_bytes,
         used_bytes: used(&name.0),
     });
-    Ok(HaCapacity { failures: verdict.failures, enough: verdict.holds, losses, hosts: hosts.collect() })
+    let refused = without.and_then(|host| room::admit(&view, &Change::Drain(host)).err()).map(|why| why.to_string());
+    Ok(HaCapacity { failures: verdict.failures, enough: verdict.holds, losses, hosts: hosts.collect(), refused })
+}
+
+/// Refuses a change that takes away room for host failures which is there now, unless a person forces it.
+pub(super) fn admit(view: &View, change: &Change, force: bool) -> Result<()> {
+    match room::admit(view, change) {
+        Err(why) if force => {
+            tracing::warn!(%why, ?change, "forced: room for host failures is taken away");
+            Ok(())
+        }
+        Err(why) => {
+            let text = format!("it would take room away that is kept for host failures: {why}");
+            Err(Problem::new(Code::Conflict, text)
+                .hint("virtward ha capacity shows the room there is; --force does it all the same"))
+        }
+        Ok(()) => Ok(()),
+    }
 }

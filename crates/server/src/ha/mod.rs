@@ -9,6 +9,7 @@
 mod actions;
 mod capacity;
 mod moving;
+mod services;
 mod views;
 
 use std::{

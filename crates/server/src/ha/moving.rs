@@ -14,12 +14,13 @@ use virtward_decide::ha::{
     HostId, Owner, Txn, View, VmId,
     agent::Stage,
     record::{HostPhase, VmPhase, VmRecord, host_key, vm_key},
+    room::Change,
 };
 use virtward_engine::ha::{lease, run::Ha};
 
 use super::{
     actions::{LEASE_MAX, TRIES, commit, forward, fresh, lease_problem},
-    of, views,
+    capacity, of, views,
 };
 use crate::{
     daemon::Daemon,
@@ -37,7 +38,7 @@ pub async fn moving(daemon: &Daemon, name: &str, how: &HaMove, who: &Principal, 
     }
     let vm = views::find(&fresh(daemon).await?, name)?;
     match how.has_moved {
-        None => announce(daemon, ha, vm).await,
+        None => announce(daemon, ha, vm, how.force).await,
         Some(has_moved) => settle(daemon, ha, vm, has_moved).await,
     }
 }
@@ -55,7 +56,7 @@ fn me(ha: &Ha, view: &View) -> Result<(Owner, u64)> {
     Ok((Owner { host: host.clone(), epoch }, record.revision))
 }
 
-async fn announce(daemon: &Daemon, ha: &Ha, vm: VmId) -> Result<HaVm> {
+async fn announce(daemon: &Daemon, ha: &Ha, vm: VmId, force: bool) -> Result<HaVm> {
     for _ in 0..TRIES {
         let view = fresh(daemon).await?;
         let (here, revision) = me(ha, &view)?;
@@ -72,6 +73,7 @@ async fn announce(daemon: &Daemon, ha: &Ha, vm: VmId) -> Result<HaVm> {
         if record.moving_to.as_ref().is_some_and(|to| *to != here) {
             return Err(Problem::new(Code::Busy, format!("{} is on its way to another host", record.name)));
         }
+        capacity::admit(&view, &Change::Move(vm, here.host.clone()), force)?;
         let moving = VmRecord { moving_to: Some(here.clone()), ..record.clone() };
         let source = view.hosts.get(&owner.host).map_or(0, |host| host.revision);
         let txn = Txn::default()

@@ -10,7 +10,7 @@ use virtward_decide::ha::{
 };
 use virtward_engine::ha::run::{Ha, Looked};
 
-use super::of;
+use super::{of, services};
 use crate::{daemon::Daemon, failures::Result};
 
 /// A host that is silent for longer than this many of its heartbeats is shown as suspect.
@@ -152,6 +152,7 @@ pub(super) fn one(view: &View, vm: VmId, waits: Option<String>) -> HaVm {
             resets_max: Some(policy.resets_max),
             resets_window_s: Some(policy.resets_window_ms / 1000),
             hang_s: Some(policy.hang_ms / 1000),
+            services: Some(services::show(&policy.services)),
         },
     }
 }

@@ -165,7 +165,7 @@ fn route(request: &Request) -> Option<&'static Route> {
 
 /// A POST that changes nothing.
 fn is_question(route: &Route) -> bool {
-    matches!(route.name, "policy-validate" | "policy-diff")
+    matches!(route.name, "policy-validate" | "policy-diff" | "balance-plan")
 }
 
 /// `policy.put` from `policy-put`.

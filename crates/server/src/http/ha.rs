@@ -7,12 +7,13 @@ use axum::{
     http::{StatusCode, Uri},
     response::{IntoResponse, Response},
 };
-use virtward_api::{HaFenceTestRequest, HaMove, HaPolicy, HaReason};
+use serde::Deserialize;
+use virtward_api::{HaFenceTestRequest, HaMove, HaPolicy, HaReason, HaStart};
 
 use super::{
     answer::{Answer, Failed, ok, with},
     guard::Remark,
-    params::{Body, Name, Who},
+    params::{Body, Name, Params, Who},
 };
 use crate::{daemon::Daemon, ha};
 
@@ -20,8 +21,14 @@ pub async fn status(State(daemon): State<Arc<Daemon>>) -> Answer {
     ok(&ha::status(&daemon)?)
 }
 
-pub async fn capacity(State(daemon): State<Arc<Daemon>>) -> Answer {
-    ok(&ha::capacity(&daemon)?)
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Without {
+    without: Option<String>,
+}
+
+pub async fn capacity(State(daemon): State<Arc<Daemon>>, Params(asked): Params<Without>) -> Answer {
+    ok(&ha::capacity(&daemon, asked.without.as_deref())?)
 }
 
 fn remarked(answer: impl IntoResponse, remark: String) -> Response {
@@ -98,6 +105,11 @@ pub async fn moving(
     ok(&ha::moving(&daemon, &vm, &how, &who, uri.path()).await?)
 }
 
-pub async fn start(State(daemon): State<Arc<Daemon>>, Name(vm): Name, Who(who): Who) -> Answer {
-    with(StatusCode::ACCEPTED, &ha::start_vm(&daemon, &vm, &who).await?)
+pub async fn start(
+    State(daemon): State<Arc<Daemon>>,
+    Name(vm): Name,
+    Who(who): Who,
+    Body(how, _): Body<HaStart>,
+) -> Answer {
+    with(StatusCode::ACCEPTED, &ha::start_vm(&daemon, &vm, how.force, &who).await?)
 }

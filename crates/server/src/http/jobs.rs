@@ -103,7 +103,8 @@ pub async fn cancel(State(daemon): State<Arc<Daemon>>, Name(name): Name, Who(who
     with(StatusCode::ACCEPTED, &daemon.jobs.cancel(id(&name)?, &who.name).await?)
 }
 
-async fn submit(
+/// Asks for a job; `path` tells requests with one idempotency key apart.
+pub async fn submit(
     daemon: &Daemon,
     new: NewJob,
     place: &Place,
@@ -116,7 +117,11 @@ async fn submit(
         return Err(Problem::new(Code::Unavailable, "the daemon is stopping").hint("ask again when it runs").into());
     }
     let again = params::idempotency(headers, who, path, body)?;
-    let target = new.vm.as_ref().map_or_else(|| new.repository.clone(), |vm| format!("{} ({})", vm.name, vm.uuid));
+    let target = match &new.vm {
+        Some(vm) => format!("{} ({})", vm.name, vm.uuid),
+        None if new.repository.is_empty() => place.host.clone(),
+        None => new.repository.clone(),
+    };
     let (job, _) = daemon.jobs.submit(new, place, again.as_ref(), Vec::new()).await?;
     let remark = Remark(format!("{target}, job {}", job.id));
     let mut response = with(StatusCode::ACCEPTED, &job)?.into_response();

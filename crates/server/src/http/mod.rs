@@ -15,6 +15,7 @@ mod ha;
 mod jobs;
 pub mod listen;
 mod lists;
+mod moves;
 mod notify;
 pub mod params;
 mod policies;
@@ -65,10 +66,18 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/api/v1/ha/vms/{vm}/start", post(ha::start))
         .route("/api/v1/hosts", get(vms::hosts))
         .route("/api/v1/hosts/{host}", get(vms::host))
+        .route("/api/v1/hosts/{host}/drain", post(moves::drain))
+        .route("/api/v1/hosts/{host}/resume", post(moves::resume))
         .route("/api/v1/vms", get(vms::list))
         .route("/api/v1/vms/{vm}", get(vms::one))
         .route("/api/v1/vms/{vm}/points", get(vms::points))
         .route("/api/v1/vms/{vm}/explain", get(vms::explain))
+        .route("/api/v1/vms/{vm}/migrate", post(moves::migrate))
+        .route("/api/v1/vms/{vm}/move-disk", post(moves::move_disk))
+        .route("/api/v1/balance", get(moves::balance))
+        .route("/api/v1/balance/history", get(moves::history))
+        .route("/api/v1/balance/plan", post(moves::plan))
+        .route("/api/v1/balance/apply", post(moves::apply))
         .route("/api/v1/points", get(lists::points))
         .route("/api/v1/points/{point}", get(lists::point))
         .route("/api/v1/repositories", get(lists::repositories))

@@ -40,8 +40,13 @@ pub async fn hosts(State(daemon): State<Arc<Daemon>>, Params(query): Params<Host
 }
 
 pub async fn host(State(daemon): State<Arc<Daemon>>, Name(name): Name) -> Answer {
+    shown_host(&daemon, &name)
+}
+
+/// A host by name or UUID.
+pub fn shown_host(daemon: &Daemon, name: &str) -> Answer {
     let is_it = |host: &virtward_api::Host| host.name == name || host.uuid.is_some_and(|it| it.to_string() == name);
-    match Views::new(&daemon).hosts().into_iter().find(is_it) {
+    match Views::new(daemon).hosts().into_iter().find(is_it) {
         Some(host) => ok(&host),
         None => Err(Problem::new(Code::NotFound, format!("there is no host {name}")).into()),
     }

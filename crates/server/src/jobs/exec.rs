@@ -21,10 +21,11 @@ use super::{
 use crate::{
     daemon::Daemon,
     failures::{self, Result, blocking},
+    moves,
 };
 
 /// Does a job.
-pub async fn run(daemon: &Daemon, record: &Record, watch: Arc<Watch>, cancel: &Cancel) -> Result<JobResult> {
+pub async fn run(daemon: &Arc<Daemon>, record: &Record, watch: Arc<Watch>, cancel: &Cancel) -> Result<JobResult> {
     match &record.work {
         Work::Backup { .. } => backup(daemon, record, &watch, cancel).await,
         Work::Restore { request, point } => {
@@ -57,6 +58,12 @@ pub async fn run(daemon: &Daemon, record: &Record, watch: Arc<Watch>, cancel: &C
         }
         Work::Copy { to, retention } => copy(daemon, record, to, retention, watch).await,
         Work::Prune { retention } => prune(daemon, record, retention, cancel).await,
+        Work::Migrate { request, operation } => {
+            moves::migrate(daemon, record, (request, *operation), &*watch, cancel).await
+        }
+        Work::MoveDisk { request } => moves::move_disk(daemon, record, request, &*watch, cancel).await,
+        Work::Drain { request } => moves::drain(daemon, record, request, &*watch, cancel).await,
+        Work::Balance { plan, parallel } => moves::rebalance(daemon, record, (plan, *parallel), &*watch, cancel).await,
     }
 }
 

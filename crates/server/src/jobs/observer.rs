@@ -100,7 +100,7 @@ impl Observer for Watch {
             Event::Done { bytes } => self.change(false, |meter| {
                 meter.progress.done_bytes = meter.progress.done_bytes.max(bytes);
             }),
-            Event::Detail(_) => {}
+            Event::Detail(text) => self.change(false, |meter| meter.progress.detail = Some(text.to_owned())),
             Event::Warning(text) => {
                 self.jobs.note(self.id, LogLevel::Warning, text.to_owned());
                 self.change(true, |meter| {

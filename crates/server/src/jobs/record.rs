@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use virtward_api::{BackupRequest, Job, JobKind, Progress, RestoreRequest, VerifyRequest, VmRef};
-use virtward_decide::arbiter::Operation;
+use virtward_api::{
+    BackupRequest, DrainRequest, Job, JobKind, MigrateRequest, MoveDiskRequest, Progress, RestoreRequest,
+    VerifyRequest, VmRef,
+};
+use virtward_decide::{arbiter::Operation, placement::Plan};
 use virtward_model::{PointId, Retention, Seconds, policy::Hooks};
 
 /// A job with all that is needed to do it.
@@ -70,6 +73,41 @@ pub enum Work {
         /// The rules.
         retention: Retention,
     },
+    /// Moves a VM to another host.
+    Migrate {
+        /// What was asked for.
+        request: MigrateRequest,
+        /// Because a person wants it, for the sake of load, or so that its host can be serviced.
+        operation: Operation,
+    },
+    /// Moves a disk.
+    MoveDisk {
+        /// What was asked for.
+        request: MoveDiskRequest,
+    },
+    /// Empties the host of this node.
+    Drain {
+        /// What was asked for.
+        request: DrainRequest,
+    },
+    /// Carries out a plan of balancing.
+    Balance {
+        /// The plan.
+        plan: Plan,
+        /// Steps at the same time.
+        parallel: usize,
+    },
+}
+
+/// What jobs of a host keep each other waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Reading and writing of data: as many as the configuration says.
+    Data,
+    /// Moving of VMs and disks.
+    Moves,
+    /// Nothing: it has other jobs do the work.
+    Plans,
 }
 
 impl Work {
@@ -81,6 +119,10 @@ impl Work {
             Work::Verify { .. } => JobKind::Verify,
             Work::Copy { .. } => JobKind::Copy,
             Work::Prune { .. } => JobKind::Prune,
+            Work::Migrate { .. } => JobKind::Migrate,
+            Work::MoveDisk { .. } => JobKind::MoveDisk,
+            Work::Drain { .. } => JobKind::Drain,
+            Work::Balance { .. } => JobKind::Balance,
         }
     }
 
@@ -89,13 +131,34 @@ impl Work {
         match self {
             Work::Backup { .. } => Some(Operation::Backup),
             Work::Restore { .. } => Some(Operation::Restore),
+            Work::Migrate { operation, .. } => Some(*operation),
+            Work::MoveDisk { .. } => Some(Operation::MoveDisk),
             _ => None,
         }
     }
 
+    /// What it keeps waiting.
+    pub fn lane(&self) -> Lane {
+        match self {
+            Work::Migrate { .. } | Work::MoveDisk { .. } => Lane::Moves,
+            Work::Drain { .. } | Work::Balance { .. } => Lane::Plans,
+            _ => Lane::Data,
+        }
+    }
+
+    /// It is done on the host where its VM is, wherever that goes.
+    pub fn follows_its_vm(&self) -> bool {
+        matches!(self, Work::Backup { .. } | Work::Migrate { .. } | Work::MoveDisk { .. })
+    }
+
     /// Doing it again after an interruption does no harm and needs nobody's consent.
     pub fn is_repeatable(&self) -> bool {
-        !matches!(self, Work::Restore { .. })
+        match self {
+            Work::Restore { .. } | Work::Balance { .. } => false,
+            // The job whose plan it is a step of plans anew.
+            Work::Migrate { operation, .. } => *operation == Operation::Migrate,
+            _ => true,
+        }
     }
 }
 

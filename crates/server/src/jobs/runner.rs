@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use futures::{FutureExt, future::BoxFuture};
 use jiff::{SignedDuration, Timestamp};
 use tokio::task::JoinSet;
-use virtward_api::{Code, Job, JobError, JobKind, JobState, LogLevel, Maintenance, Problem, Severity};
+use virtward_api::{Code, Job, JobError, JobKind, JobResult, JobState, LogLevel, Maintenance, Problem, Severity};
 use virtward_engine::Cancel;
 use virtward_model::{Policy, Seconds};
 
@@ -18,7 +18,7 @@ use super::{
     Live, exec,
     observer::Watch,
     queue,
-    record::{NewJob, Place, Record, Work},
+    record::{Lane, NewJob, Place, Record, Work},
 };
 use crate::{
     cluster::claims::{self, Answer},
@@ -37,6 +37,8 @@ const BUSY_MAX: SignedDuration = SignedDuration::from_mins(30);
 const FIRST_SIGHT_MAX: SignedDuration = SignedDuration::from_mins(5);
 /// Between two tries to record what a job did.
 const PERSIST_AGAIN: Duration = Duration::from_secs(1);
+/// VMs and disks of a host that move at the same time.
+const MOVES_MAX: usize = 4;
 /// Tries of a job that was interrupted.
 const ATTEMPTS_MAX: u32 = 3;
 
@@ -119,11 +121,15 @@ async fn start_some(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
     let records = jobs.records();
     let mut running: Vec<Arc<Record>> =
         records.iter().filter(|record| record.job.state == JobState::Running).cloned().collect();
-    let mut here = running.iter().filter(|record| jobs.is_mine(record)).count();
     if daemon.nodes.is_removed() {
         return;
     }
-    let limit = usize::try_from(daemon.config().jobs_max).unwrap_or(usize::MAX);
+    let data = usize::try_from(daemon.config().jobs_max).unwrap_or(usize::MAX);
+    let limit = |lane: Lane| match lane {
+        Lane::Data => data,
+        Lane::Moves => MOVES_MAX,
+        Lane::Plans => usize::MAX,
+    };
     let now = Timestamp::now();
     let held = queue::held_back(daemon, &records, now);
     let is_blind = !daemon.inventory.world().is_complete && now.duration_since(daemon.started) < FIRST_SIGHT_MAX;
@@ -138,8 +144,11 @@ async fn start_some(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
         if moves_on(daemon, record).await {
             continue;
         }
-        if here >= limit {
-            jobs.waits(record, format!("{here} jobs run on this host, no more may"));
+        let lane = record.work.lane();
+        let here = running.iter().filter(|other| jobs.is_mine(other) && other.work.lane() == lane).count();
+        if here >= limit(lane) {
+            let what = if lane == Lane::Moves { "moves" } else { "jobs" };
+            jobs.waits(record, format!("{here} {what} run on this host, no more may"));
             continue;
         }
         if record.work.operation().is_none() && is_beside_its_like(record, &running) {
@@ -153,7 +162,6 @@ async fn start_some(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
         match start(daemon, record, tasks).await {
             Ok(Some(started)) => {
                 running.push(Arc::new(started));
-                here += 1;
             }
             Ok(None) => {}
             Err(problem) => tracing::error!(job = %record.job.id, %problem, "a job could not begin; it is tried again"),
@@ -169,9 +177,9 @@ fn is_beside_its_like(record: &Record, running: &[Arc<Record>]) -> bool {
     running.iter().filter(is_same).any(|other| other.work.operation().is_none())
 }
 
-/// A backup that waits goes where its VM went.
+/// A job that waits and is done where its VM is goes where that went.
 async fn moves_on(daemon: &Daemon, record: &Record) -> bool {
-    if !matches!(record.work, Work::Backup { .. }) {
+    if !record.work.follows_its_vm() {
         return false;
     }
     let fleet = daemon.fleet();
@@ -245,10 +253,11 @@ async fn one(daemon: &Arc<Daemon>, record: Record, cancel: Cancel) {
     let watch = Arc::new(Watch::new(jobs.clone(), id, cancel.clone()));
     let outcome = exec::run(daemon, &record, watch.clone(), &cancel).await;
     let (state, error, result) = match outcome {
-        Ok(result) => {
+        Ok(result) if result.left.is_empty() => {
             jobs.note(id, LogLevel::Info, "done".into());
             (JobState::Succeeded, None, Some(result))
         }
+        Ok(result) => (JobState::Failed, Some(in_part(&record, &result)), Some(result)),
         Err(problem) if problem.code == Code::Busy && may_wait(&record) => {
             let (daemon, record, why) = (&**daemon, &record, &*problem.detail);
             persist(daemon, "put back", || put_back(daemon, record, why).boxed()).await;
@@ -311,6 +320,18 @@ async fn put_back(daemon: &Daemon, record: &Record, why: &str) -> Result<()> {
         }
     }
     Err(failures::changed(&format!("job {id}")))
+}
+
+/// Why a job that moved some VMs and not others has failed.
+fn in_part(record: &Record, result: &JobResult) -> JobError {
+    let names: Vec<&str> = result.left.iter().map(|left| left.vm.name.as_str()).take(10).collect();
+    let count = result.left.len();
+    let message = match record.job.kind {
+        JobKind::Drain => format!("{count} VMs are still on {}: {}", record.job.host, names.join(", ")),
+        _ => format!("{count} VMs did not move: {}", names.join(", ")),
+    };
+    let hint = Some("the result of the job says why, and what can be done about each".to_owned());
+    JobError { code: Code::Conflict, message, hint, retry_at: None }
 }
 
 fn may_wait(record: &Record) -> bool {
@@ -437,7 +458,12 @@ fn follow_ups(daemon: &Daemon, record: &Record) -> Vec<NewJob> {
 fn told(daemon: &Daemon, job: &Job) {
     let kind = serde_json::to_value(job.kind).ok();
     let kind = kind.as_ref().and_then(|kind| kind.as_str()).unwrap_or("job").to_owned();
-    let subject = job.vm.as_ref().map_or_else(|| job.repository.clone(), |vm| vm.name.clone());
+    let subject = match (&job.vm, job.kind) {
+        (Some(vm), _) => vm.name.clone(),
+        (None, JobKind::Drain) => job.host.clone(),
+        (None, JobKind::Balance) => "the cluster".to_owned(),
+        (None, _) => job.repository.clone(),
+    };
     let why = job.error.as_ref().map(|error| format!(": {}", error.message)).unwrap_or_default();
     let (severity, name, verb) = match job.state {
         JobState::Succeeded => (Severity::Info, "job-succeeded", "succeeded"),
@@ -450,12 +476,16 @@ fn told(daemon: &Daemon, job: &Job) {
     note.job = Some(job.id);
     note.vm = job.vm.clone();
     note.policy.clone_from(&job.origin.policy);
-    note.repository = Some(job.repository.clone());
+    note.repository = Some(job.repository.clone()).filter(|name| !name.is_empty());
     daemon.events.add(note.about(condition(job), job.state == JobState::Succeeded));
 }
 
 /// What a job's failure is called until one of the same kind and subject succeeds.
 pub fn condition(job: &Job) -> String {
-    let subject = job.vm.as_ref().map_or_else(|| job.repository.clone(), |vm| vm.uuid.to_string());
+    let subject = match (&job.vm, job.kind) {
+        (Some(vm), _) => vm.uuid.to_string(),
+        (None, JobKind::Drain) => job.host.clone(),
+        (None, _) => job.repository.clone(),
+    };
     format!("job/{:?}/{subject}", job.kind)
 }

@@ -19,7 +19,7 @@ use axum::{
 };
 
 /// Addresses that show a page; `assets/router.js` has the same.
-const PAGES: [&str; 16] = [
+const PAGES: [&str; 18] = [
     "/",
     "/vms",
     "/vms/{vm}",
@@ -27,6 +27,8 @@ const PAGES: [&str; 16] = [
     "/hosts",
     "/hosts/{host}",
     "/cluster",
+    "/ha",
+    "/balance",
     "/jobs",
     "/jobs/{job}",
     "/policies",
@@ -59,13 +61,16 @@ const ASSETS: &[(&str, &str)] = assets![
     "lang/zh-TW.json",
     "main.js",
     "pages/audit.js",
+    "pages/balance.js",
     "pages/cluster.js",
     "pages/events.js",
+    "pages/ha.js",
     "pages/host.js",
     "pages/hosts.js",
     "pages/job.js",
     "pages/jobs.js",
     "pages/login.js",
+    "pages/moves.js",
     "pages/overview.js",
     "pages/policies.js",
     "pages/policy.js",

@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn nothing_becomes_markup_and_nothing_comes_from_elsewhere() {
         assert_eq!(prose("a <b> `c<d>` & \"e\""), "a &lt;b&gt; <code>c&lt;d&gt;</code> &amp; &quot;e&quot;");
-        for forbidden in ["<script", " style=", "http://", "https://", "javascript:"] {
+        for forbidden in ["<script", " style=", "\"http://", "\"https://", "javascript:"] {
             assert!(!PAGE.contains(forbidden), "{forbidden}");
         }
         // Each element that is opened is closed, in order.

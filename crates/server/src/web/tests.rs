@@ -158,7 +158,17 @@ fn every_text_that_is_asked_for_exists_and_none_is_idle() {
             match literal.text.split_once('\0') {
                 // The kinds of states, all of which `every_state_of_the_api_has_a_word` knows.
                 Some(("", _)) if asked => {
-                    let kinds = ["host.", "job.", "power.", "protection.", "repository.", "severity."];
+                    let kinds = [
+                        "ha-grade.",
+                        "ha-phase.",
+                        "ha-vm.",
+                        "host.",
+                        "job.",
+                        "power.",
+                        "protection.",
+                        "repository.",
+                        "severity.",
+                    ];
                     used.extend(known.keys().filter(|key| kinds.iter().any(|kind| key.starts_with(kind))).cloned());
                 }
                 Some((start, end)) if asked => {
@@ -232,6 +242,7 @@ fn no_text_for_people_stands_in_the_code() {
         "Tab",
         "virtward token create me --role operator",
         "virtward cluster join",
+        "virtward ha enable",
         "GET",
         "POST",
         "PUT",

@@ -13,10 +13,16 @@ use tokio::{
     io::{AsyncBufReadExt, BufReader},
     net::TcpStream,
     process::{Child, Command},
+    sync::{Mutex, Semaphore, SemaphorePermit},
 };
 
 /// Longest that one command, or what a page is to show, may take. Machines that run all tests at once are slow.
 const LIMIT: Duration = Duration::from_secs(90);
+/// Browsers at a time: each takes a core while it draws.
+static PLACES: Semaphore = Semaphore::const_new(2);
+/// Drivers that start at the same time choose the same port now and then, and one of them ends.
+static STARTING: Mutex<()> = Mutex::const_new(());
+const STARTS: u32 = 5;
 /// How WebDriver calls an element in JSON.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
@@ -27,11 +33,13 @@ pub struct Browser {
     base: String,
     _driver: Child,
     _profile: tempfile::TempDir,
+    _place: SemaphorePermit<'static>,
 }
 
 impl Browser {
     /// Starts one for pages below `base`; it takes the daemon's own certificate.
     pub async fn start(base: String) -> Self {
+        let place = PLACES.acquire().await.expect("never closed");
         let (driver, port) = start_driver().await;
         let profile = tempfile::Builder::new().prefix("virtward-browser-").tempdir().unwrap();
         let mut arguments = vec![
@@ -54,7 +62,7 @@ impl Browser {
         }}});
         let made = command(port, "POST", "/session", Some(wanted)).await;
         let session = made["sessionId"].as_str().expect("a session").to_owned();
-        Self { port, session, base, _driver: driver, _profile: profile }
+        Self { port, session, base, _driver: driver, _profile: profile, _place: place }
     }
 
     async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Value {
@@ -178,6 +186,17 @@ impl Drop for Browser {
 
 /// Starts a driver on a port of its own choice.
 async fn start_driver() -> (Child, u16) {
+    let _alone = STARTING.lock().await;
+    for _ in 0..STARTS {
+        if let Some(started) = try_driver().await {
+            return started;
+        }
+    }
+    panic!("chromedriver ended without a word, {STARTS} times");
+}
+
+/// None if it ended at once, as when something else took the port that it chose.
+async fn try_driver() -> Option<(Child, u16)> {
     let mut driver = Command::new("chromedriver")
         .arg("--port=0")
         .stdin(Stdio::null())
@@ -191,15 +210,15 @@ async fn start_driver() -> (Child, u16) {
         while let Ok(Some(line)) = lines.next_line().await {
             let port = line.split_once("started successfully on port ").map(|(_, rest)| rest.trim_end_matches('.'));
             if let Some(port) = port {
-                return port.parse().expect("a port");
+                return Some(port.parse().expect("a port"));
             }
         }
-        panic!("chromedriver ended without a word");
+        None
     });
-    let port = port.await.expect("chromedriver starts in time");
+    let port = port.await.expect("chromedriver starts in time")?;
     // It goes on to write there, and must not meet a closed pipe.
     tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-    (driver, port)
+    Some((driver, port))
 }
 
 async fn command(port: u16, method: &str, path: &str, body: Option<Value>) -> Value {

@@ -207,6 +207,8 @@ impl Place {
             stop_timeout: Duration::from_secs(10),
             node: self.node.into(),
             ha: None,
+            moves: virtward_server::config::MovesConfig::default(),
+            balance: virtward_server::config::BalanceConfig::default(),
             cluster: self.is_cluster.then(|| ClusterConfig {
                 listen: self.peers,
                 address: self.peers.map(|address| address.to_string()),

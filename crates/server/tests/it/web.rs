@@ -210,6 +210,8 @@ async fn every_page_is_usable_on_a_phone_in_both_languages_and_in_the_dark() {
         "/hosts".into(),
         "/hosts/h1".into(),
         "/cluster".into(),
+        "/ha".into(),
+        "/balance".into(),
         "/jobs".into(),
         format!("/jobs/{}", job["id"].as_str().unwrap()),
         "/policies".into(),

@@ -1,14 +1,10 @@
 //! `virtward balance apply`: the steps of a plan, each as soon as those that it waits for have succeeded.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Instant,
-};
+use std::collections::BTreeMap;
 
-use futures::{StreamExt as _, stream::FuturesUnordered};
 use serde::Serialize;
 use virtward_decide::placement::{Plan, Step};
-use virtward_engine::{Destination, Migrated, migrate_vm};
+use virtward_engine::{Destination, Migrated, Pace, carry_out, migrate_vm};
 use virtward_model::world::HostName;
 
 use super::{ApplyArgs, plan, show};
@@ -75,56 +71,47 @@ pub async fn run(app: &App, args: &ApplyArgs) -> Result<(), Failure> {
 async fn apply(app: &App, args: &ApplyArgs, looked: &Looked) -> Result<(super::Planned, Applied), Failure> {
     let planned = plan(&looked.world, args.eager)?;
     reachable(&planned.plan, &looked.hosts)?;
-    let steps = &planned.plan.steps;
-    let began = Instant::now();
-    let late = || args.within.is_some_and(|limit| began.elapsed() > limit.unsigned_abs());
-    let (mut done, mut moved, mut failed) = (BTreeSet::new(), Vec::new(), Vec::new());
-    let mut waiting: BTreeSet<usize> = (0..steps.len()).collect();
-    let mut running = FuturesUnordered::new();
-    loop {
-        while running.len() < usize::from(args.parallel) && !app.cancel.is_cancelled() && !late() {
-            let ready = |at: &&usize| steps[**at].after.iter().all(|before| done.contains(before));
-            let Some(at) = waiting.iter().find(ready).copied() else { break };
-            waiting.remove(&at);
-            running.push(step(app, args, &looked.hosts, at, &steps[at]));
+    let pace = Pace {
+        parallel: usize::from(args.parallel),
+        within: args.within.map(|limit| limit.unsigned_abs()),
+        first: &[],
+    };
+    let carried = carry_out(&planned.plan, &pace, &app.cancel, async |step: &Step| {
+        let outcome = one(app, args, &looked.hosts, step).await;
+        if let Err(failure) = &outcome {
+            app.progress.warn(&format!("{} stays on {}: {failure}", step.name, step.from));
         }
-        let Some((at, outcome)) = running.next().await else { break };
-        match outcome {
-            Ok(migrated) => {
-                done.insert(at);
-                moved.push(migrated);
-            }
-            Err(failure) => {
-                let step = &steps[at];
-                app.progress.warn(&format!("{} stays on {}: {failure}", step.name, step.from));
-                failed.push(Failed {
-                    step: at,
-                    vm: step.name.clone(),
-                    to: step.to.clone(),
-                    error: failure.to_string(),
-                });
-            }
-        }
-    }
-    drop(running);
-    let applied = Applied { plan: planned.plan.clone(), moved, failed, not_started: waiting.into_iter().collect() };
+        outcome
+    })
+    .await;
+    let told = |(at, failure): &(usize, Failure)| {
+        let step = &planned.plan.steps[*at];
+        Failed { step: *at, vm: step.name.clone(), to: step.to.clone(), error: failure.to_string() }
+    };
+    let applied = Applied {
+        plan: planned.plan.clone(),
+        moved: carried.done.into_iter().map(|(_, migrated)| migrated).collect(),
+        failed: carried.failed.iter().map(told).collect(),
+        not_started: carried.not_started.into_iter().collect(),
+    };
     Ok((planned, applied))
 }
 
-async fn step(
+async fn one(
     app: &App,
     args: &ApplyArgs,
     hosts: &BTreeMap<HostName, Destination>,
-    at: usize,
     step: &Step,
-) -> (usize, Result<Migrated, Failure>) {
+) -> Result<Migrated, Failure> {
     let (Some(from), Some(to)) = (hosts.get(&step.from), hosts.get(&step.to)) else {
-        return (at, Err(Failure::new(Kind::Other, format!("{} or {} is not connected", step.from, step.to))));
+        return Err(Failure::new(Kind::Other, format!("{} or {} is not connected", step.from, step.to)));
     };
     let env = connect::env(app, from.hypervisor.clone());
-    let migrated = migrate_vm(&env, &step.vm.to_string(), to, &args.how.options(), &*app.progress, &app.cancel).await;
+    let mut options = args.how.options();
+    options.passage = Some(std::sync::Arc::new(crate::commands::ha::Passage::of(app, false)));
+    let migrated = migrate_vm(&env, &step.vm.to_string(), to, &options, &*app.progress, &app.cancel).await;
     app.progress.finish(&step.name);
-    (at, migrated.map_err(Failure::from))
+    migrated.map_err(Failure::from)
 }
 
 /// The source's libvirt talks to the destination's: a URI that is local here leads it to itself.

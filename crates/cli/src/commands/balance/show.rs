@@ -4,6 +4,7 @@ use serde::Serialize;
 use uuid::Uuid;
 use virtward_decide::{
     admission::{Method, Verdict},
+    balance::HostLoad,
     placement::{Line, Outcome, Plan, Request, SetAside, Step, WhyNot, place},
 };
 use virtward_model::world::{HostName, Resource, World};
@@ -15,39 +16,6 @@ use crate::{
     out,
     render::{self, Table},
 };
-
-/// How loaded a host is, in percent of what it has for VMs, before and after.
-#[derive(Debug, Serialize)]
-pub struct HostLoad {
-    host: HostName,
-    state: String,
-    cpu_percent: [u64; 2],
-    memory_percent: [u64; 2],
-    vms: [usize; 2],
-}
-
-/// Loads of all hosts in both worlds.
-pub fn loads(before: &World, after: &World) -> Vec<HostLoad> {
-    let of = |world: &World, name: &HostName, amount: fn(&virtward_model::world::Vm) -> u64| -> u64 {
-        world.vms.iter().filter(|vm| vm.host.as_ref() == Some(name)).map(amount).sum()
-    };
-    let count = |world: &World, name: &HostName| world.vms.iter().filter(|vm| vm.host.as_ref() == Some(name)).count();
-    let percent = |part: u64, whole: u64| part.saturating_mul(100).checked_div(whole).unwrap_or(0);
-    let hosts = after.hosts.iter().map(|host| {
-        let usable = host.usable();
-        let both = |amount: fn(&virtward_model::world::Vm) -> u64, whole: u64| {
-            [before, after].map(|world| percent(of(world, &host.name, amount), whole))
-        };
-        HostLoad {
-            host: host.name.clone(),
-            state: host.state.to_string(),
-            cpu_percent: both(|vm| vm.demand.cpu_milli, usable.cpu_milli),
-            memory_percent: both(|vm| vm.size.memory.0, usable.memory.0),
-            vms: [count(before, &host.name), count(after, &host.name)],
-        }
-    });
-    hosts.collect()
-}
 
 /// A plan, the hosts before and after it, and what stays and why.
 pub fn planned(world: &World, planned: &Planned) -> String {

@@ -1,14 +1,16 @@
 //! `virtward vm migrate`: to another host while it runs.
 
 use jiff::SignedDuration;
-use virtward_decide::migration::{Finding, Level};
+use virtward_api::{Job, MigrateRequest};
+use virtward_decide::migration::{Finding, Level, pace::Policy as PaceDefaults};
 use virtward_engine::{MigrateOptions, Migrated, MigrationPlan, migrate_vm, plan_migration};
 use virtward_hypervisor::Compression;
 use virtward_model::Bytes;
 
 use crate::{
     app::App,
-    connect,
+    commands::job::escaped,
+    connect, daemon,
     exit::{Failure, Kind},
     out,
     render::{self, Table},
@@ -74,12 +76,14 @@ pub enum Compress {
 /// Arguments of `vm migrate`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
-HOST is a libvirt URI, or a host's name, which is reached the way this host is:
-over SSH if --connect is local.
+HOST is a host of this daemon's cluster, which then does it as a job; or a libvirt
+URI, or a host's name, which is reached the way this host is: over SSH if
+--connect is local.
 
 The VM runs on until the last moment, and goes on here if anything fails or
 the command is interrupted before that moment. Run again, the command goes on
-with what an interrupted run began.
+with what an interrupted run began. Where high availability protects it, a move
+that takes the room kept for host failures is refused: virtward ha capacity.
 
 Examples:
   virtward vm migrate web1 --to h2 --dry-run
@@ -97,6 +101,9 @@ pub struct Args {
     /// Only say what stands in the way, and what would be done
     #[arg(long)]
     pub dry_run: bool,
+    /// Also if afterwards not all protected VMs would survive the host failures that are to be survived
+    #[arg(long)]
+    pub force: bool,
     #[command(flatten)]
     pub how: How,
 }
@@ -139,10 +146,49 @@ impl How {
         options.pace.throttle = !self.no_throttle;
         options
     }
+
+    /// Whether the daemon can be asked for all of it.
+    pub fn is_for_daemon(&self) -> bool {
+        self.connections == 0
+            && self.compress.is_none()
+            && !self.tls
+            && !self.no_throttle
+            && self.data_address.is_none()
+    }
+
+    /// Nothing was said: jobs of a plan move VMs as the daemon's configuration says.
+    pub fn is_unsaid(&self) -> bool {
+        self.is_for_daemon()
+            && ms(self.max_downtime) == PaceDefaults::default().max_downtime_ms
+            && self.bandwidth.is_none()
+            && self.postcopy_after.0.is_none()
+            && self.timeout.is_none()
+            && !self.with_storage
+            && !self.unsafe_cache
+    }
+
+    /// As the daemon takes them.
+    fn request(&self, to: &str, force: bool, dry_run: bool) -> MigrateRequest {
+        let seconds = |time: SignedDuration| u64::try_from(time.as_secs()).unwrap_or(1).max(1);
+        MigrateRequest {
+            to: to.to_owned(),
+            max_downtime_ms: Some(ms(self.max_downtime)),
+            bandwidth_bytes_s: self.bandwidth.map(|bytes| bytes.0),
+            postcopy_after_s: self.postcopy_after.0.map(seconds),
+            timeout_s: self.timeout.map(seconds),
+            with_storage: self.with_storage,
+            unsafe_cache: self.unsafe_cache,
+            force,
+            dry_run,
+        }
+    }
 }
 
 /// Migrates.
 pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
+    if args.how.is_for_daemon() && daemon_knows(app, &args.to).await {
+        return by_daemon(app, args).await;
+    }
     let hypervisor = connect::hypervisor(app).await?;
     let to = match connect::destination(app, &args.to, args.how.data_address.as_deref()).await {
         Ok(to) => to,
@@ -154,7 +200,7 @@ pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
     let env = connect::env(app, hypervisor.clone());
     let mut options = args.how.options();
     options.closed = super::super::host::closed(app, &*to.hypervisor).await;
-    options.passage = Some(std::sync::Arc::new(super::super::ha::Passage::of(app)));
+    options.passage = Some(std::sync::Arc::new(super::super::ha::Passage::of(app, args.force)));
     let outcome = match args.dry_run {
         true => plan_migration(&env, &args.vm, &to, &options).await.map(Outcome::Planned),
         false => migrate_vm(&env, &args.vm, &to, &options, &*app.progress, &app.cancel).await.map(Outcome::Done),
@@ -168,6 +214,51 @@ pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
     }
 }
 
+/// Whether the destination is another host of this daemon's cluster.
+async fn daemon_knows(app: &App, to: &str) -> bool {
+    let hosts = daemon::hosts(app).await.unwrap_or_default();
+    hosts.iter().any(|host| host.name == to && !host.is_local) && hosts.iter().any(|host| host.is_local)
+}
+
+async fn by_daemon(app: &App, args: &Args) -> Result<(), Failure> {
+    let path = format!("/api/v1/vms/{}/migrate", escaped(&args.vm));
+    let request = args.how.request(&args.to, args.force, args.dry_run);
+    if !args.dry_run {
+        let job = daemon::done(app, &path, &request, &args.vm).await?;
+        return daemon::tell(app, &job, moved);
+    }
+    let plan: virtward_api::MigratePlan = daemon::client(app).post(&path, &request, None).await?;
+    if app.json {
+        out::json(&plan)?;
+    } else {
+        let of = |found: &virtward_api::MoveFinding| Finding {
+            check: found.check.clone(),
+            level: match found.level {
+                virtward_api::FindingLevel::Fine => Level::Fine,
+                virtward_api::FindingLevel::Warning => Level::Warning,
+                virtward_api::FindingLevel::Blocker => Level::Blocker,
+            },
+            text: found.text.clone(),
+            advice: found.advice.clone(),
+        };
+        let found: Vec<Finding> = plan.findings.iter().map(of).collect();
+        out::text(&format!("{}{}", findings(&found), verdict(plan.is_possible, &plan.vm.name, &plan.from, &plan.to)))?;
+    }
+    possible(plan.is_possible, &plan.vm.name, &plan.to)
+}
+
+/// One line about a migration job that succeeded.
+pub fn moved(job: &Job) -> String {
+    let vm = job.vm.as_ref().map_or("", |vm| vm.name.as_str());
+    let Some(result) = &job.result else { return String::new() };
+    let to = result.to.as_deref().unwrap_or_default();
+    let Some(from) = &result.from else { return render::printable(&format!("{vm} is on {to} already")) + "\n" };
+    let downtime = result.downtime_ms.map_or(String::new(), |ms| format!(", downtime {ms} ms"));
+    let total = render::duration_ms(result.total_ms.unwrap_or(0));
+    let sent = Bytes(result.sent_bytes.unwrap_or(0));
+    render::printable(&format!("{vm} moved from {from} to {to} in {total}{downtime}, {sent} sent")) + "\n"
+}
+
 enum Outcome {
     Planned(MigrationPlan),
     Done(Migrated),
@@ -176,18 +267,25 @@ enum Outcome {
 fn tell_plan(app: &App, plan: &MigrationPlan) -> Result<(), Failure> {
     match app.json {
         true => out::json(plan)?,
-        false => out::text(&format!("{}{}", findings(&plan.findings), verdict(plan)))?,
+        false => {
+            let verdict = verdict(plan.possible, &plan.vm, &plan.from, &plan.to);
+            out::text(&format!("{}{verdict}", findings(&plan.findings)))?;
+        }
     }
-    match plan.possible {
+    possible(plan.possible, &plan.vm, &plan.to)
+}
+
+fn possible(is_possible: bool, vm: &str, to: &str) -> Result<(), Failure> {
+    match is_possible {
         true => Ok(()),
-        false => Err(Failure::new(Kind::Refused, format!("{} cannot go to {}", plan.vm, plan.to)).reported()),
+        false => Err(Failure::new(Kind::Refused, format!("{vm} cannot go to {to}")).reported()),
     }
 }
 
-fn verdict(plan: &MigrationPlan) -> String {
-    let text = match plan.possible {
-        true => format!("{} can go from {} to {}", plan.vm, plan.from, plan.to),
-        false => format!("{} cannot go to {}", plan.vm, plan.to),
+fn verdict(is_possible: bool, vm: &str, from: &str, to: &str) -> String {
+    let text = match is_possible {
+        true => format!("{vm} can go from {from} to {to}"),
+        false => format!("{vm} cannot go to {to}"),
     };
     render::printable(&text) + "\n"
 }

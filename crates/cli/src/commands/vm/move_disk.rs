@@ -1,9 +1,10 @@
 //! `virtward vm move-disk`: to another file, format or storage.
 
+use virtward_api::MoveDiskRequest;
 use virtward_engine::{DiskPlace, MoveDiskOptions, MovedDisk, move_disk};
 use virtward_model::Bytes;
 
-use crate::{app::App, connect, exit::Failure, out, render};
+use crate::{app::App, commands::job::escaped, connect, daemon, exit::Failure, out, render};
 
 /// Formats that QEMU writes to while a guest runs.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -12,6 +13,15 @@ pub enum Format {
     Qcow2,
     /// Plain bytes
     Raw,
+}
+
+impl Format {
+    fn name(self) -> &'static str {
+        match self {
+            Format::Qcow2 => "qcow2",
+            Format::Raw => "raw",
+        }
+    }
 }
 
 /// Arguments of `vm move-disk`.
@@ -46,18 +56,18 @@ pub struct Args {
     pub keep_source: bool,
 }
 
-/// Moves.
+/// Moves: by the daemon if there is one, since it knows who else works on the VM.
 pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
+    if daemon::knows_vm(app, &args.vm).await {
+        return by_daemon(app, args).await;
+    }
     let hypervisor = connect::hypervisor(app).await?;
     let env = connect::env(app, hypervisor.clone());
     let to = match args.to.contains('/') {
         true => DiskPlace::File(args.to.clone()),
         false => DiskPlace::Pool(args.to.clone()),
     };
-    let format = args.format.map(|format| match format {
-        Format::Qcow2 => "qcow2".to_owned(),
-        Format::Raw => "raw".to_owned(),
-    });
+    let format = args.format.map(|format| format.name().to_owned());
     let options = MoveDiskOptions { format, bandwidth: args.bandwidth, keep_source: args.keep_source };
     let outcome = move_disk(&env, &args.vm, &args.disk, &to, &options, &*app.progress, &app.cancel).await;
     app.progress.finish(&args.vm);
@@ -67,6 +77,23 @@ pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
         true => out::json(&moved),
         false => out::text(&(line(&moved) + "\n")),
     }
+}
+
+async fn by_daemon(app: &App, args: &Args) -> Result<(), Failure> {
+    let request = MoveDiskRequest {
+        disk: args.disk.clone(),
+        to: args.to.clone(),
+        format: args.format.map(|format| format.name().to_owned()),
+        bandwidth_bytes_s: args.bandwidth.map(|bytes| bytes.0),
+        keep_source: args.keep_source,
+    };
+    let path = format!("/api/v1/vms/{}/move-disk", escaped(&args.vm));
+    let job = daemon::done(app, &path, &request, &args.vm).await?;
+    daemon::tell(app, &job, |job| {
+        let result = job.result.clone().unwrap_or_default();
+        let (to, total) = (result.to.unwrap_or_default(), render::duration_ms(result.total_ms.unwrap_or(0)));
+        render::printable(&format!("{} {} moved to {to} in {total}", args.vm, args.disk)) + "\n"
+    })
 }
 
 /// One line about a disk that has moved.

@@ -63,6 +63,10 @@ enum Report {
     Stopped(String),
     /// Cannot run here: somebody else may have it.
     Failed(String),
+    /// A service in it does not come up here: somebody else is to have it.
+    Moved(String),
+    /// Its services are up, after it was taken elsewhere for one.
+    Well,
     /// The disk is ahead of the store: nobody may have it until that is understood.
     Blocked(String),
     /// Crashed: again, here.
@@ -84,6 +88,8 @@ pub(super) struct Task {
     /// Its process was seen to be gone.
     gone: Option<Moment>,
     putting: Option<VmRecord>,
+    /// It is being ended to be started elsewhere: its end is no crash.
+    given_up: bool,
 }
 
 /// How long a process may be gone before that is a crash: the reason arrives from the hypervisor within this time.
@@ -130,7 +136,8 @@ impl Agent {
             let known = self.stopped.get(&vm).filter(|(generation, _)| *generation == record.value.generation);
             let report = known.map(|(_, note)| Report::Stopped(note.clone()));
             let record = record.clone();
-            let task = Task { record, step, since: now, report, tried: None, gone: None, putting: None };
+            let task =
+                Task { record, step, since: now, report, tried: None, gone: None, putting: None, given_up: false };
             self.vms.insert(vm, task);
             return;
         };
@@ -145,6 +152,7 @@ impl Agent {
             (task.report, task.tried) = (Some(Report::Here), None);
         } else if newer {
             (task.step, task.since, task.report, task.tried, task.gone) = (step, now, None, None, None);
+            task.given_up = false;
         } else if step == Step::Running && task.step != Step::Running {
             (task.step, task.since) = (step, now);
         }
@@ -288,7 +296,7 @@ impl Agent {
             Ended::ByGuest => Report::Stopped("shut down by its guest".into()),
             Ended::ByPerson => Report::Stopped("stopped by a person".into()),
             Ended::Migrated => return,
-            Ended::Crashed | Ended::Unknown if task.record.value.moving_to.is_some() => return,
+            Ended::Crashed | Ended::Unknown if task.record.value.moving_to.is_some() || task.given_up => return,
             Ended::Crashed | Ended::Unknown => {
                 let crashes = self.crashes.entry(vm).or_default();
                 crashes.retain(|crash| now.since(*crash) < window);
@@ -307,14 +315,30 @@ impl Agent {
         if let Report::Stopped(note) = &report {
             self.stopped.insert(vm, (task.record.value.generation, note.clone()));
         }
-        if !matches!(task.report, Some(Report::Stopped(_) | Report::Failed(_))) {
+        if !matches!(task.report, Some(Report::Stopped(_) | Report::Failed(_) | Report::Moved(_))) {
             (task.report, task.tried, task.gone) = (Some(report), None, Some(now));
         }
     }
 
-    pub(super) fn relocate(&mut self, vm: VmId, why: String) {
+    pub(super) fn giving_up(&mut self, vm: VmId) {
+        if let Some(task) = self.vms.get_mut(&vm) {
+            task.given_up = true;
+        }
+    }
+
+    pub(super) fn relocate(&mut self, vm: VmId, why: String, for_service: bool) {
         if let Some(task) = self.vms.get_mut(&vm).filter(|task| !matches!(task.report, Some(Report::Stopped(_)))) {
-            (task.report, task.tried) = (Some(Report::Failed(why)), None);
+            let report = if for_service { Report::Moved(why) } else { Report::Failed(why) };
+            (task.report, task.tried) = (Some(report), None);
+        }
+    }
+
+    pub(super) fn well(&mut self, vm: VmId) {
+        let moved = |task: &&mut Task| {
+            task.step == Step::Running && task.record.value.service_moves > 0 && task.report.is_none()
+        };
+        if let Some(task) = self.vms.get_mut(&vm).filter(moved) {
+            (task.report, task.tried) = (Some(Report::Well), None);
         }
     }
 
@@ -428,6 +452,7 @@ impl Agent {
 fn is_missing(task: &Task, now: Moment) -> bool {
     // One that moves may have arrived: whoever moves it, or the end of one of both hosts, says where it is.
     task.record.value.moving_to.is_none()
+        && !task.given_up
         && task.report.is_none()
         && task.gone.is_some_and(|gone| now.since(gone) >= REASON_MS)
 }
@@ -437,11 +462,13 @@ impl Report {
         let down = VmRecord { owner: None, phase: VmPhase::Stopped, ready: false, ..old.clone() };
         match self {
             Self::Stopped(note) => old.stopped(note.clone()),
-            Self::Failed(note) => {
+            Self::Failed(note) | Self::Moved(note) => {
                 let mut failed_on = old.failed_on.clone();
                 *failed_on.entry(me.clone()).or_default() += 1;
-                VmRecord { note: note.clone(), failed_on, ..down }
+                let service_moves = old.service_moves + u32::from(matches!(self, Self::Moved(_)));
+                VmRecord { note: note.clone(), failed_on, service_moves, ..down }
             }
+            Self::Well => VmRecord { service_moves: 0, ..old.clone() },
             Self::Blocked(why) => VmRecord { note: why.clone(), blocked: Some(why.clone()), ..down },
             Self::Again(note) => VmRecord {
                 generation: old.generation + 1,
@@ -458,7 +485,8 @@ impl Report {
     fn text(&self) -> String {
         match self {
             Self::Stopped(why) => format!("is down: {why}"),
-            Self::Failed(why) => format!("is given up here: {why}"),
+            Self::Failed(why) | Self::Moved(why) => format!("is given up here: {why}"),
+            Self::Well => "has its services again".into(),
             Self::Blocked(why) => format!("is blocked: {why}"),
             Self::Again(why) => format!("is started again: {why}"),
             Self::Here => "runs here already".into(),

@@ -101,7 +101,7 @@ impl Case {
 
 impl Coordinator {
     /// Opens cases for what the store says, and forgets those that are closed.
-    pub(super) fn open_cases(&mut self, now: Moment, view: &View) {
+    pub(super) fn open_cases(&mut self, now: Moment, view: &View, out: &mut Vec<Effect>) {
         let mut open = BTreeSet::new();
         for (host, record) in &view.hosts {
             let Some(ended) = record.value.ended() else { continue };
@@ -113,8 +113,14 @@ impl Coordinator {
                 case.wait_ms = wait;
             }
         }
-        // A case whose FENCING this process has just written may not be in the view yet.
-        self.cases.retain(|case, state| open.contains(case) || now.since(state.since) < 10_000);
+        self.cases.retain(|case, state| {
+            let proved = view.proofs.contains_key(case);
+            if proved && state.device == Rung::Asked {
+                out.push(Effect::StopFencing { host: case.0.clone(), epoch: case.1 });
+            }
+            // A case whose FENCING this process has just written may not be in the view yet.
+            open.contains(case) || (!proved && now.since(state.since) < 10_000)
+        });
     }
 
     fn wait_ms(&self, record: &HostRecord) -> Result<u64, &'static str> {

@@ -188,6 +188,7 @@ impl World {
                 desired: Desired::Running,
                 ready: false,
                 failed_on: BTreeMap::new(),
+                service_moves: 0,
                 blocked: None,
                 note: String::new(),
                 policy: VmPolicy { memory_bytes: 1 << 30, ..VmPolicy::default() },
@@ -467,7 +468,8 @@ impl World {
                 };
                 self.push(200, Ev::ToCoordinator(node, life, Heard::Revoked(host, epoch, result)));
             }
-            coordinator::Effect::Say(_) => {}
+            // Devices act at once here.
+            coordinator::Effect::StopFencing { .. } | coordinator::Effect::Say(_) => {}
         }
     }
 

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use futures::future::join_all;
+use futures::future::{BoxFuture, join_all};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -202,7 +202,7 @@ impl Device {
     }
 
     /// Takes the power away, and verifies it; asks first, as a device that is off need not be switched. `Ok` is a proof.
-    pub async fn off(&self) -> Result<(), Error> {
+    async fn off(&self, may: May<'_>) -> Result<(), Error> {
         let mut last = Error::Failed { action: "off", said: "not tried".into() };
         for attempt in 0..=self.retries {
             if attempt > 0 {
@@ -210,6 +210,9 @@ impl Device {
             }
             if let Ok(Power::Off) = self.status().await {
                 return Ok(());
+            }
+            if !may().await {
+                return Err(Error::Failed { action: "off", said: "no longer wanted, or that is not known".into() });
             }
             // A device that fails to say its status may still switch, and one that fails to switch may have switched.
             let switched = self.call(Action::Off).await;
@@ -358,14 +361,23 @@ pub enum Outcome {
     },
 }
 
+/// Whether a host is still to be switched off. Asked right before each switch: devices take seconds to answer, in which a
+/// host may have ended its guests itself and come back.
+pub type May<'a> = &'a (dyn Fn() -> BoxFuture<'a, bool> + Sync);
+
 /// Takes a host's power away through the first level that can prove it. The devices of a level work at the same time.
-/// Safe to repeat and to drop at any point; bounded by the devices' own limits.
+/// Safe to repeat and to drop at any point, which ends the agents; bounded by the devices' own limits.
 pub async fn off(devices: &[Device]) -> Outcome {
+    off_while(devices, &|| Box::pin(async { true })).await
+}
+
+/// [`off`] of a host that is left alone once `may` says no.
+pub async fn off_while(devices: &[Device], may: May<'_>) -> Outcome {
     let levels: BTreeSet<u8> = devices.iter().map(|device| device.level).collect();
     let mut reasons = Vec::new();
     for level in levels {
         let tried: Vec<&Device> = devices.iter().filter(|device| device.level == level).collect();
-        let results = join_all(tried.iter().map(|device| device.off())).await;
+        let results = join_all(tried.iter().map(|device| device.off(may))).await;
         let failed: Vec<String> = tried
             .iter()
             .zip(results)

@@ -63,6 +63,15 @@ async fn a_real_agent_switches_off_verified_and_on_again() {
 }
 
 #[tokio::test]
+async fn a_host_that_came_back_while_its_device_was_asked_keeps_its_power() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, device) = dummy(dir.path());
+    let outcome = off_while(&[Device { retries: 2, ..device }], &|| Box::pin(async { false })).await;
+    assert!(matches!(outcome, Outcome::Unproven { reasons } if reasons[0].contains("no longer wanted")));
+    assert_eq!(fs::read_to_string(&file).unwrap().trim(), "on");
+}
+
+#[tokio::test]
 async fn a_typo_in_a_parameter_is_found_before_it_matters() {
     let dir = tempfile::tempdir().unwrap();
     let (_, good) = dummy(dir.path());

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use uuid::Uuid;
+use virtward_decide::ha::probe::Restart;
 use virtward_hypervisor::Hypervisor;
 
 use super::{Verdict, tame};
@@ -51,18 +52,24 @@ pub async fn probe_inside(hypervisor: &dyn Hypervisor, vm: Uuid, probe: &InsideP
     }
 }
 
-/// Restarts a systemd unit inside a guest.
-pub async fn restart_unit(hypervisor: &dyn Hypervisor, vm: Uuid, unit: &str, limit: Duration) -> Result<(), String> {
-    let unit = unit_name(unit).ok_or_else(|| format!("{unit:?} is no name of a unit"))?;
-    let command = ["systemctl", "restart", "--", unit].map(str::to_owned);
+/// Restarts a service inside a guest.
+pub async fn restart(hypervisor: &dyn Hypervisor, vm: Uuid, how: &Restart, limit: Duration) -> Result<(), String> {
+    let command = match how {
+        Restart::Command(command) => command.clone(),
+        Restart::Unit(unit) => {
+            let unit = unit_name(unit).ok_or_else(|| format!("{unit:?} is no name of a unit"))?;
+            ["systemctl", "restart", "--", unit].map(str::to_owned).into()
+        }
+    };
+    let name = command.join(" ");
     match run(hypervisor, vm, &command, limit).await? {
         Some((0, _)) => Ok(()),
-        Some((code, said)) => Err(tame(&format!("systemctl restart {unit} ended with {code} {said}"))),
-        None => Err(format!("systemctl restart {unit} did not end in {} ms", limit.as_millis())),
+        Some((code, said)) => Err(tame(&format!("{name} ended with {code} {said}"))),
+        None => Err(format!("{name} did not end in {} ms", limit.as_millis())),
     }
 }
 
-fn unit_name(unit: &str) -> Option<&str> {
+pub(super) fn unit_name(unit: &str) -> Option<&str> {
     let plain = |c: char| c.is_ascii_alphanumeric() || ":-_.@\\".contains(c);
     (!unit.is_empty() && unit.len() < 256 && unit.chars().all(plain)).then_some(unit)
 }

@@ -3,7 +3,7 @@
 use virtward_cluster::{Compare, Error, Op, Revision, Store};
 use virtward_decide::ha::{
     Answer, HostId, Txn, View, VmId,
-    record::PREFIX,
+    record::{HostPhase, HostRecord, PREFIX, host_key},
     txn::{Change, Expect},
 };
 
@@ -46,6 +46,14 @@ pub(super) fn proved(txn: &Txn) -> Option<HostId> {
         let (host, _) = key.strip_prefix(PREFIX)?.strip_prefix("proof/")?.rsplit_once('/')?;
         Some(HostId::from(host))
     })
+}
+
+/// Whether the store says now that an epoch of a host is still to be proved over. No answer is no yes: without the store
+/// no proof could be written.
+pub(super) async fn is_being_fenced(store: &dyn Store, host: &HostId, epoch: u64) -> bool {
+    let Ok(Some(entry)) = store.get(host_key(host).as_bytes()).await else { return false };
+    let record = serde_json::from_slice::<HostRecord>(&entry.value);
+    record.is_ok_and(|record| record.phase == HostPhase::Fencing && record.ended() == Some(epoch))
 }
 
 /// Performs a transaction, once.

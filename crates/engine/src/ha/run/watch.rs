@@ -1,8 +1,8 @@
 //! The coordinator's shell: every daemon watches, the leading one fences and gives VMs to hosts.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::AbortHandle};
 use virtward_cluster::Store;
 use virtward_decide::ha::{
     Answer, HostId,
@@ -38,6 +38,8 @@ struct Shell {
     ha: Ha,
     store: Arc<dyn Store>,
     outside: Arc<dyn Outside>,
+    /// Devices at work, by host and the epoch that is to be over.
+    fencing: BTreeMap<(HostId, u64), AbortHandle>,
 }
 
 /// Runs until the process ends.
@@ -47,7 +49,7 @@ pub(super) async fn run(
     outside: Arc<dyn Outside>,
     mut inputs: mpsc::UnboundedReceiver<Input>,
 ) {
-    let shell = Shell { ha, store, outside };
+    let mut shell = Shell { ha, store, outside, fencing: BTreeMap::new() };
     let mut looked = shell.ha.0.looked.subscribe();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -75,7 +77,7 @@ pub(super) async fn run(
 }
 
 impl Shell {
-    fn take(&self, input: Input) {
+    fn take(&mut self, input: Input) {
         match input {
             Input::Answered { id, answer, over } => {
                 self.step(Event::Answered { id, answer });
@@ -85,7 +87,10 @@ impl Shell {
                     tokio::spawn(async move { outside.is_over(&host).await });
                 }
             }
-            Input::Fenced { host, epoch, outcome } => self.step(Event::Fenced { host, epoch, outcome }),
+            Input::Fenced { host, epoch, outcome } => {
+                self.fencing.remove(&(host.clone(), epoch));
+                self.step(Event::Fenced { host, epoch, outcome });
+            }
             Input::Revoked { host, epoch, result } => self.step(Event::Revoked { host, epoch, result }),
             Input::ConfirmDown { host, by } => self.step(Event::ConfirmDown { host, by }),
         }
@@ -99,12 +104,12 @@ impl Shell {
         self.outside.is_leading() || deputises()
     }
 
-    fn step(&self, event: Event<'_>) {
+    fn step(&mut self, event: Event<'_>) {
         let effects = lock(&self.ha.0.coordinator).step(clock::now(), event);
         effects.into_iter().for_each(|effect| self.perform(effect));
     }
 
-    fn perform(&self, effect: Effect) {
+    fn perform(&mut self, effect: Effect) {
         let answers = self.ha.0.to_coordinator.clone();
         match effect {
             Effect::Txn { id, txn, what } => {
@@ -121,11 +126,19 @@ impl Shell {
             }
             Effect::Fence { host, epoch } => {
                 let devices = self.ha.0.settings.devices.get(&host).cloned().unwrap_or_default();
-                let outside = self.outside.clone();
-                tokio::spawn(async move {
-                    let outcome = fence(&*outside, &host, &devices).await;
+                let (store, outside) = (self.store.clone(), self.outside.clone());
+                let case = (host.clone(), epoch);
+                let task = tokio::spawn(async move {
+                    let outcome = fence(&*store, &*outside, &host, epoch, &devices).await;
                     let _ = answers.send(Input::Fenced { host, epoch, outcome });
                 });
+                self.fencing.insert(case, task.abort_handle());
+            }
+            // Its agents end with it.
+            Effect::StopFencing { host, epoch } => {
+                if let Some(task) = self.fencing.remove(&(host, epoch)) {
+                    task.abort();
+                }
             }
             // There is no storage that can refuse a host here: no such rung.
             Effect::Revoke { host, epoch, .. } => {
@@ -136,11 +149,17 @@ impl Shell {
     }
 }
 
-async fn fence(outside: &dyn Outside, host: &HostId, devices: &[Device]) -> FenceOutcome {
+async fn fence(
+    store: &dyn Store,
+    outside: &dyn Outside,
+    host: &HostId,
+    epoch: u64,
+    devices: &[Device],
+) -> FenceOutcome {
     if devices.is_empty() {
         return FenceOutcome::NoDevice;
     }
-    let device = match fence::off(devices).await {
+    let device = match fence::off_while(devices, &|| Box::pin(store::is_being_fenced(store, host, epoch))).await {
         Outcome::Off { devices, .. } => devices.join("+"),
         Outcome::Unproven { reasons } => return FenceOutcome::Failed { why: reasons.join("; ") },
     };

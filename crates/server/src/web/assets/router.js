@@ -4,8 +4,10 @@
 //   end()    tidies up (optional)
 
 import audit from './pages/audit.js';
+import balance from './pages/balance.js';
 import cluster from './pages/cluster.js';
 import events from './pages/events.js';
+import ha from './pages/ha.js';
 import host from './pages/host.js';
 import hosts from './pages/hosts.js';
 import job from './pages/job.js';
@@ -28,6 +30,8 @@ const ROUTES = [
   ['/hosts', hosts],
   ['/hosts/:host', host],
   ['/cluster', cluster],
+  ['/ha', ha],
+  ['/balance', balance],
   ['/jobs', jobs],
   ['/jobs/:job', job],
   ['/policies', policies],

@@ -6,7 +6,7 @@ import { t } from './i18n.js';
 import { button, door, empty, head } from './ui.js';
 
 const PAGES = [
-  ['overview', '/'], ['vms', '/vms'], ['hosts', '/hosts'], ['cluster', '/cluster'], ['jobs', '/jobs'], ['policies', '/policies'],
+  ['overview', '/'], ['vms', '/vms'], ['hosts', '/hosts'], ['cluster', '/cluster'], ['ha', '/ha'], ['balance', '/balance'], ['jobs', '/jobs'], ['policies', '/policies'],
   ['repositories', '/repositories'], ['events', '/events'], ['settings', '/settings'],
 ];
 
@@ -34,7 +34,7 @@ export function frame(app, content, { update, logOut }) {
       h('div', { class: 'side', 'data-open': String(app.isMenuOpen) },
         h('div', { class: 'side-top' }, h('a', { class: 'brand', href: '/' }, mark(), 'Virtward'),
           h('button', { type: 'button', class: 'button quiet menu', 'aria-expanded': String(app.isMenuOpen), 'aria-controls': 'nav', 'aria-label': t('nav.menu'), onclick: toggle }, icon('menu'))),
-        h('nav', { class: 'nav', id: 'nav', 'aria-label': t('nav.main') }, PAGES.filter(([name]) => name !== 'cluster' || app.isCluster || isHere('/cluster')).map(link)),
+        h('nav', { class: 'nav', id: 'nav', 'aria-label': t('nav.main') }, PAGES.filter(([name, href]) => !['cluster', 'ha', 'balance'].includes(name) || app.isCluster || isHere(href)).map(link)),
         h('footer', { class: 'side-foot stack tight' },
           h('div', { class: 'row' }, h('span', { class: 'live', role: 'status', 'data-on': String(app.isLive) }, app.isLive ? t('nav.live') : t('nav.waiting'))),
           h('div', null, app.host, app.version && ` · ${app.version}`),

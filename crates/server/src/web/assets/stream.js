@@ -2,7 +2,7 @@
 // catches up when it is seen again: the daemon then says `reset`, and whatever is shown is read again.
 
 const RETRY_MS = 5000;
-const NAMES = ['job', 'progress', 'vm', 'vm-removed', 'host', 'event', 'policy', 'repository', 'reset'];
+const NAMES = ['job', 'progress', 'vm', 'vm-removed', 'host', 'event', 'policy', 'repository', 'balance', 'reset'];
 
 /** Follows changes with `heard(name, data)`, `told(isLive)`, `refused()`. Gives a function that ends it. */
 export function follow(heard, told, refused) {

@@ -10,6 +10,9 @@ const TONES = {
   job: { queued: 'info', running: 'info', succeeded: 'good', failed: 'bad', cancelled: 'mute', interrupted: 'warn' },
   power: { running: 'good', paused: 'warn', 'shut-off': 'mute', crashed: 'bad', other: 'mute' },
   host: { up: 'good', 'libvirtd-down': 'warn', down: 'bad', unknown: 'mute' },
+  'ha-phase': { armed: 'good', suspect: 'warn', fencing: 'bad', fenced: 'bad', out: 'mute' },
+  'ha-grade': { full: 'good', degraded: 'warn', none: 'bad' },
+  'ha-vm': { running: 'good', claimed: 'info', starting: 'info', stopped: 'mute', lost: 'bad', claimable: 'bad' },
   repository: { ok: 'good', unusable: 'bad', unknown: 'mute' },
   severity: { info: 'info', warning: 'warn', error: 'bad' },
 };
@@ -124,17 +127,19 @@ export function gauge(part, whole, label) {
 /** How far a job is. */
 export function progress(job) {
   if (job.state === 'queued') return h('small', { class: 'soft' }, job.waiting_for ?? t('job.queued'));
-  const { phase, done_bytes: done, total_bytes: total, rate_bytes_s: speed, remaining_s: left } = job.progress;
+  const { phase, detail, done_bytes: done, total_bytes: total, rate_bytes_s: speed, remaining_s: left } = job.progress;
+  // Jobs that have others do the work count what these move, not bytes.
+  const isPlan = job.kind === 'drain' || job.kind === 'balance';
   const full = percent(done, total);
   const name = job.is_cancelling ? t('jobs.cancelling') : word(`phase.${phase}`, phase ?? t('phase.preparing'));
   return h('div', { class: 'progress' },
     h('div', { class: 'bar moving', role: 'progressbar', 'aria-label': t('jobs.progress'), 'aria-valuemin': '0', 'aria-valuemax': '100', 'aria-valuenow': String(Math.round(full)), 'aria-valuetext': `${name} ${Math.round(full)} %` },
       h('i', { style: { width: `${full}%` } })),
-    h('div', { class: 'row' }, h('span', null, name), total > 0 && h('span', null, t('jobs.amount', { done: bytes(done), total: bytes(total) })), speed > 0 && h('span', null, rate(speed)), left !== null && left !== undefined && h('span', null, t('jobs.left', { time: duration(left) }))));
+    h('div', { class: 'row' }, h('span', null, name), detail && h('span', null, detail), !isPlan && total > 0 && h('span', null, t('jobs.amount', { done: bytes(done), total: bytes(total) })), !isPlan && speed > 0 && h('span', null, rate(speed)), !isPlan && left !== null && left !== undefined && h('span', null, t('jobs.left', { time: duration(left) }))));
 }
 
 /** What a job is about. */
-export const subject = (job) => job.vm?.name ?? job.repository;
+export const subject = (job) => job.vm?.name ?? (job.kind === 'balance' ? t('balance.all-hosts') : job.repository || job.host);
 
 /** Asks before something that cannot be taken back, or for what is needed. Gives what `done` was called with, or null. */
 export function dialog(title, build) {

@@ -12,11 +12,13 @@ use virtward_hypervisor::DomainEventKind;
 use super::{Host, Input};
 use crate::ha::{
     qemu::{self, Qemu},
-    run::{Ha, Weight, clock},
+    run::{Ha, Outside, Weight, clock},
 };
 
 /// How long the end of all guests is waited for before it is asked again.
 const KILL_MAX: Duration = Duration::from_secs(3);
+/// How long the end of a guest that is given up is waited for before that is said, and asked again.
+const END_MAX: Duration = Duration::from_secs(20);
 /// Kills at the same time: each may hang in the kernel.
 const KILLS_MAX: usize = 8;
 
@@ -146,6 +148,18 @@ pub(super) async fn end(ha: &Ha, vm: VmId, within: Duration) -> Result<(), Strin
         Ok(left) => left.first().map_or(Ok(()), |survivor| Err(survivor.to_string())),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// Ends a guest here so that another host starts it.
+pub(super) async fn give_up(ha: &Ha, outside: &dyn Outside, vm: VmId, why: String, for_service: bool) {
+    let answers = &ha.0.to_agent;
+    // Told before, or its end would be taken for a crash and it started again here.
+    let _ = answers.send(Input::GivingUp { vm });
+    // It must not be said to have failed while its process may write.
+    while let Err(error) = end(ha, vm, END_MAX).await {
+        outside.say(Weight::Error, &error);
+    }
+    let _ = answers.send(Input::Relocate { vm, why, for_service });
 }
 
 /// The process of a VM.

@@ -4,6 +4,7 @@
 mod guests;
 mod monitor;
 mod protect;
+mod services;
 mod start;
 
 use std::{
@@ -73,9 +74,17 @@ pub(super) enum Input {
         vm: VmId,
         how: Ended,
     },
+    GivingUp {
+        vm: VmId,
+    },
     Relocate {
         vm: VmId,
         why: String,
+        for_service: bool,
+    },
+    /// All of its services are up.
+    Well {
+        vm: VmId,
     },
     Ready {
         vm: VmId,
@@ -109,6 +118,7 @@ struct Host {
     protected: Arc<BTreeSet<VmId>>,
     starting: BTreeMap<VmId, Starting>,
     monitors: monitor::Monitors,
+    services: services::Services,
     protector: protect::Protector,
     looking: bool,
     kills: Arc<Semaphore>,
@@ -165,6 +175,7 @@ pub(super) async fn run(
     let mut host = Host {
         protected: Arc::new(protected.into_iter().map(|(vm, _)| vm).collect()),
         monitors: monitor::Monitors::new(ha.clone(), connection.clone(), outside.clone()),
+        services: services::Services::new(ha.clone(), connection.clone(), outside.clone()),
         protector: protect::Protector::new(&ha, connection.clone(), outside.clone(), store.clone()),
         ha,
         store,
@@ -269,6 +280,7 @@ impl Host {
             _ => None,
         };
         self.monitors.follow(&looked.view, epoch);
+        self.services.follow(&looked.view, epoch.filter(|_| switches.armed));
         self.renew_permits();
     }
 
@@ -302,10 +314,15 @@ impl Host {
                 self.starting.remove(&vm);
                 self.step(Event::StartFailed { vm, generation, why, disk_generation });
             }
-            Input::Resumed { vm } => self.monitors.started(vm),
+            Input::Resumed { vm } => {
+                self.monitors.started(vm);
+                self.services.started(vm);
+            }
             Input::Ended { vm, how } if self.protected.contains(&vm) => self.step(Event::GuestEnded { vm, how }),
             Input::Ended { .. } => {}
-            Input::Relocate { vm, why } => self.step(Event::Relocate { vm, why }),
+            Input::GivingUp { vm } => self.step(Event::GivingUp { vm }),
+            Input::Relocate { vm, why, for_service } => self.step(Event::Relocate { vm, why, for_service }),
+            Input::Well { vm } => self.step(Event::Well { vm }),
             Input::Ready { vm } => self.step(Event::Ready { vm }),
             Input::Hook(error) => self.hook_told(error),
             Input::Stop(done) => {

@@ -28,8 +28,6 @@ const PING_S: u32 = 3;
 const STATS_MAX: Duration = Duration::from_secs(4);
 /// A guest that runs for so long after an I/O error has got over it.
 const MENDED_MS: u64 = 30_000;
-/// How long the end of a guest that is given up is waited for.
-const END_MAX: Duration = Duration::from_secs(20);
 
 /// Why a guest's vCPUs do not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,11 +200,7 @@ impl Monitors {
             }
             (Effect::Relocate(why), _) => {
                 self.outside.say(Weight::Error, &format!("{name} is given up on this host: {why}"));
-                // It must not be said to have failed while its process may write.
-                while let Err(error) = guests::end(&self.ha, vm, END_MAX).await {
-                    self.outside.say(Weight::Error, &error);
-                }
-                let _ = answers.send(Input::Relocate { vm, why });
+                guests::give_up(&self.ha, &*self.outside, vm, why, false).await;
             }
             (Effect::Reset(_) | Effect::Resume, None) => {}
         }

@@ -4,7 +4,8 @@ import * as api from '../api.js';
 import { h } from '../dom.js';
 import { bytes, clock, number, when } from '../format.js';
 import { t } from '../i18n.js';
-import { card, chip, empty, facts, gauge, head, note, soon, table, tone } from '../ui.js';
+import { button, card, chip, empty, facts, gauge, head, note, soon, table, tone } from '../ui.js';
+import { drain, resume } from './moves.js';
 import { advance, jobTable, place, vmPath } from './shared.js';
 
 const VMS_MAX = 100;
@@ -21,12 +22,24 @@ export default function host({ params, who, load, update }) {
     update();
   }
 
+  async function empties() {
+    const job = await drain(data);
+    if (!job) return;
+    place(jobs, job);
+    load();
+  }
+
+  async function resumes() {
+    if (await resume(data)) load();
+  }
+
   function about() {
     return card(t('hosts.about'), { wide: 'half' }, h('div', { class: 'body stack' },
       note(tone('host', data.state), h('b', null, t(`hosts.${data.state}-means`)), data.reason),
       facts(
         [t('hosts.since-long'), [clock(data.since), ' · ', when(data.since)]],
         data.seen && [t('hosts.seen'), when(data.seen)],
+        data.drained && [t('moves.drained'), [when(data.drained.since), ` · ${data.drained.by}`]],
         [t('nav.vms'), t('hosts.vms', { all: number(data.vms), running: number(data.vms_running) })],
         [t('hosts.jobs'), number(data.jobs_running)],
         [t('hosts.versions'), `libvirt ${data.libvirt_version ?? '–'} · QEMU ${data.qemu_version ?? '–'}`],
@@ -82,7 +95,7 @@ export default function host({ params, who, load, update }) {
       },
       host(host) {
         if (host.name !== data.name) return false;
-        data = { ...host, jobs_running: data.jobs_running };
+        data = { ...host, jobs_running: data.jobs_running, drained: data.drained };
         return true;
       },
       vm(vm) {
@@ -96,7 +109,7 @@ export default function host({ params, who, load, update }) {
       'vm-removed': later,
     },
     view: () => [
-      head(data.name, { crumb: h('a', { href: '/hosts' }, t('nav.hosts')), beside: [chip('host', data.state), data.is_local && h('span', { class: 'tag' }, t('hosts.local'))] }),
+      head(data.name, { crumb: h('a', { href: '/hosts' }, t('nav.hosts')), actions: api.may(who, 'operator') && (data.drained ? [button(t('moves.resume'), resumes, { kind: 'primary' })] : [button(t('moves.drain'), empties, { sign: 'move', disabled: data.state !== 'up' })]), beside: [chip('host', data.state), data.drained && h('span', { class: 'chip warn' }, t('moves.drained')), data.is_local && h('span', { class: 'tag' }, t('hosts.local'))] }),
       h('div', { class: 'stack', key: 'all' },
         h('div', { class: 'grid' }, about(), use()),
         machines(),

@@ -2,9 +2,10 @@
 
 import * as api from '../api.js';
 import { h } from '../dom.js';
-import { absolute, bytes, clock, elapsed, number, percent, second, when } from '../format.js';
+import { absolute, bytes, clock, duration, elapsed, number, percent, second, when } from '../format.js';
 import { t, word } from '../i18n.js';
 import { brief, button, card, chip, door, empty, facts, head, note, progress, subject } from '../ui.js';
+import { stays } from './moves.js';
 import { cancel, hostPath, isOpen, vmPath } from './shared.js';
 
 const LOG_MAX = 1000;
@@ -35,7 +36,7 @@ export default function job({ params, who, update }) {
   }
 
   function result() {
-    const { point, kind, read_bytes: taken, stored_bytes: stored, vm, is_started: isStarted, disks, points, damaged } = data.result;
+    const { point, kind, read_bytes: taken, stored_bytes: stored, vm, is_started: isStarted, disks, points, damaged, from, to, downtime_ms: still, total_ms: total, sent_bytes: sent, moved, left } = data.result;
     return card(t('jobs.result'), { wide: 'half' }, h('div', { class: 'body' }, facts(
       point && [t('jobs.point'), [brief(point), kind && ` ${t(`point.${kind}`)}`]],
       taken !== undefined && [t('jobs.read'), bytes(taken)],
@@ -43,13 +44,19 @@ export default function job({ params, who, update }) {
       vm && [t('vms.vm'), [h('a', { href: vmPath(vm) }, vm.name), isStarted && [' ', t('jobs.started-vm')]]],
       ...(disks ?? []).map((disk) => [disk.target, [h('code', null, disk.path), ` ${bytes(disk.size_bytes)}`]]),
       points !== undefined && [t('jobs.points'), number(points)],
-      damaged !== undefined && [t('jobs.damaged'), number(damaged)])));
+      damaged !== undefined && [t('jobs.damaged'), number(damaged)],
+      from && [t('moves.from'), from],
+      to && [t('moves.to'), to],
+      still !== undefined && [t('moves.downtime'), t('moves.ms', { ms: number(still) })],
+      total !== undefined && [t('jobs.took'), duration(total / 1000)],
+      sent !== undefined && [t('moves.sent'), bytes(sent)],
+      moved !== undefined && [t('nav.vms'), t('moves.moved', { n: moved })]), left?.length > 0 && stays(left)));
   }
 
   function state() {
     return card(t('jobs.facts'), { wide: data.result && Object.keys(data.result).length > 0 ? 'half' : '' }, h('div', { class: 'body' }, facts(
       data.vm && [t('vms.vm'), h('a', { href: vmPath(data.vm) }, data.vm.name)],
-      [t('nav.repository'), h('a', { href: api.path(['repositories', data.repository]) }, data.repository)],
+      data.repository && [t('nav.repository'), h('a', { href: api.path(['repositories', data.repository]) }, data.repository)],
       [t('vms.host'), h('a', { href: hostPath(data.host) }, data.host)],
       [t('jobs.origin'), data.origin.policy ? [h('a', { href: api.path(['policies', data.origin.policy]) }, data.origin.policy), data.origin.attempt > 1 && [' · ', t('jobs.attempt', { n: data.origin.attempt })]] : data.origin.by],
       data.origin.after && [t('jobs.after'), h('a', { href: api.path(['jobs', data.origin.after]) }, brief(data.origin.after))],

@@ -8,7 +8,7 @@ import { card, choices, empty, head, select } from '../ui.js';
 import { advance, jobTable, keep, place } from './shared.js';
 
 const STATES = [['running,queued', 'open'], ['succeeded', 'succeeded'], ['failed,interrupted', 'failed'], ['cancelled', 'cancelled']];
-const KINDS = ['backup', 'restore', 'verify', 'copy', 'prune'];
+const KINDS = ['backup', 'restore', 'verify', 'copy', 'prune', 'migrate', 'move-disk', 'drain', 'balance'];
 
 export default function jobs({ query, who, go, load, update }) {
   const filter = Object.fromEntries(['state', 'kind', 'vm', 'policy', 'repository', 'host'].map((name) => [name, query.get(name) ?? '']));

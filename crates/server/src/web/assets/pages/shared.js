@@ -32,7 +32,11 @@ export const jobLink = (job) => h('a', { class: 'name', href: api.path(['jobs', 
 
 export const policyLinks = (names) => names.length === 0 ? '–' : names.map((name, at) => [at > 0 && ', ', h('a', { href: api.path(['policies', name]) }, name)]);
 
-const about = (job) => (job.vm ? h('a', { class: 'nowrap', href: vmPath(job.vm) }, job.vm.name) : h('a', { href: api.path(['repositories', job.repository]) }, job.repository));
+function about(job) {
+  if (job.vm) return h('a', { class: 'nowrap', href: vmPath(job.vm) }, job.vm.name);
+  if (job.repository) return h('a', { href: api.path(['repositories', job.repository]) }, job.repository);
+  return job.kind === 'balance' ? h('a', { href: '/balance' }, subject(job)) : h('a', { href: hostPath(job.host) }, job.host);
+}
 
 /** Replaces a job in a list, newest first, or puts it in front. */
 export function place(jobs, job) {
@@ -55,7 +59,9 @@ function outcome(job) {
   if (isOpen(job)) return progress(job);
   if (job.error) return h('small', null, job.error.message);
   if (job.warnings.length > 0) return h('small', { class: 'warn-text' }, job.warnings[0]);
-  const { read_bytes: taken, stored_bytes: stored, points } = job.result ?? {};
+  const { read_bytes: taken, stored_bytes: stored, points, to, downtime_ms: still, moved } = job.result ?? {};
+  if (to !== undefined) return h('small', null, still === undefined ? t('moves.arrived', { to }) : t('moves.arrived-still', { to, ms: number(still) }));
+  if (moved !== undefined) return h('small', null, t('moves.moved', { n: moved }));
   if (stored !== undefined) return h('small', null, t(job.kind === 'restore' ? 'jobs.wrote' : 'jobs.moved', { read: bytes(taken), stored: bytes(stored) }));
   return points === undefined ? '' : h('small', null, t('jobs.handled', { n: points }));
 }

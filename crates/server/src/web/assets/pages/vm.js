@@ -6,6 +6,7 @@ import { h } from '../dom.js';
 import { bytes, clock, duration, number, rate, when } from '../format.js';
 import { t } from '../i18n.js';
 import { brief, button, card, chip, choices, door, empty, facts, head, note, soon, table, tag, tone } from '../ui.js';
+import { migrate } from './moves.js';
 import { advance, backUp, hostPath, jobTable, place, policyLinks, vmPath } from './shared.js';
 
 const POINTS_MAX = 500;
@@ -13,13 +14,20 @@ const POINTS_SHOWN = 12;
 const SPANS = [7, 30, 90];
 
 export default function vm({ params, who, update, load }) {
-  let [data, points, verdicts, jobs, repositories] = [null, [], [], [], []];
+  let [data, points, verdicts, jobs, repositories, hosts] = [null, [], [], [], [], []];
   let [days, isAll] = [30, false];
 
   const later = soon(load);
 
   async function start() {
     const job = await backUp(data, repositories);
+    if (!job) return;
+    place(jobs, job);
+    update();
+  }
+
+  async function move() {
+    const job = await migrate(data, hosts);
     if (!job) return;
     place(jobs, job);
     update();
@@ -110,12 +118,13 @@ export default function vm({ params, who, update, load }) {
   return {
     title: () => data?.name ?? params.vm,
     async load() {
-      const [detail, page, explain, recent, all] = await Promise.all([
+      const [detail, page, explain, recent, all, others] = await Promise.all([
         api.get(['vms', params.vm]),
         api.get(['vms', params.vm, 'points'], { limit: POINTS_MAX }),
         api.get(['vms', params.vm, 'explain']).catch(() => ({ policies: [] })),
         api.get(['jobs'], { vm: params.vm, limit: 8 }),
-        api.get(['repositories'])]);
+        api.get(['repositories']), api.get(['hosts'])]);
+      hosts = others.items.filter(({ name }) => name !== detail.host);
       [data, points, verdicts, jobs] = [detail, page.items, explain.policies, recent.items];
       repositories = all.map(({ name }) => name);
     },
@@ -137,6 +146,7 @@ export default function vm({ params, who, update, load }) {
         crumb: h('a', { href: '/vms' }, t('nav.vms')),
         beside: [chip('power', data.state), chip('protection', data.protection), data.tags.map(tag)],
         actions: api.may(who, 'operator') && [
+          hosts.length > 0 && button(t('moves.migrate'), move, { sign: 'move', disabled: jobs.some((job) => job.kind === 'migrate' && !job.finished) }),
           points.length > 0 && door(t('vm.restore-from'), vmPath(data, 'restore'), { sign: 'restore' }),
           button(t('backup.now'), start, { kind: 'primary', sign: 'backup', disabled: jobs.some((job) => job.kind === 'backup' && !job.finished) })],
         lead: data.is_stale && t('vms.stale-help'),

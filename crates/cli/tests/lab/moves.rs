@@ -1,0 +1,144 @@
+//! VMs that the daemons of a cluster move: asked for on any node, done where the VM is, beside everything else that is done
+//! to it.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::harness::{HEARTBEAT, Lab, VIRTWARD, run, text, wait};
+
+const SOON: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(180);
+
+/// The commands of a host, with its daemon's configuration.
+struct Cluster {
+    lab: Lab,
+}
+
+impl Cluster {
+    fn output(&self, host: &str, arguments: &[&str]) -> std::process::Output {
+        let config = format!("/var/lib/virtward-lab/{}/{host}/virtward/config.toml", self.lab.name);
+        let mut command = self.lab.host_exec(host);
+        command.args([VIRTWARD, "--config", &config]).args(arguments);
+        run(command, LONG)
+    }
+
+    fn ok(&self, host: &str, arguments: &[&str]) -> Value {
+        let arguments = [&["--json"], arguments].concat();
+        let output = self.output(host, &arguments);
+        assert!(output.status.success(), "{host}: {arguments:?}: {}", text(&output));
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output)))
+    }
+
+    /// The host on which a VM runs, as libvirt says.
+    fn place(&self, vm: &str) -> Vec<&'static str> {
+        let runs = |host: &&str| {
+            let listed = text(&self.lab.virsh(host, &["list", "--name"]));
+            listed.lines().any(|line| line.trim() == vm)
+        };
+        ["h1", "h2"].into_iter().filter(runs).collect()
+    }
+
+    fn job(&self, host: &str, query: &[&str]) -> Vec<Value> {
+        let jobs = self.ok(host, &[&["job", "list"], query].concat());
+        jobs.as_array().cloned().unwrap_or_default()
+    }
+}
+
+#[test]
+fn the_daemons_of_a_cluster_move_vms_empty_a_host_and_take_it_back() {
+    let lab = Lab::with_daemons(2);
+    lab.guest("web1", &[]);
+    lab.lab(&["vm", "create", "web2", "--host", "h1", "--wait"]);
+    let cluster = Cluster { lab };
+    let lab = &cluster.lab;
+    wait("both nodes to know all", SOON, || {
+        ["h1", "h2"].iter().all(|host| cluster.ok(host, &["status"])["vms"]["total"] == 2)
+    });
+    lab.guest_sh("web1", HEARTBEAT);
+
+    // Looked at first: nothing happens, and from the other node it is told where the VM is already.
+    let plan = cluster.ok("h1", &["vm", "migrate", "web1", "--to", "h2", "--dry-run"]);
+    assert_eq!((&plan["is_possible"], &plan["to"]), (&true.into(), &"h2".into()), "{plan}");
+    let there = cluster.output("h2", &["vm", "migrate", "web1", "--to", "h1", "--dry-run"]);
+    assert!(!there.status.success() && text(&there).contains("runs on h1 already"), "{}", text(&there));
+    assert_eq!(cluster.place("web1"), ["h1"], "{plan}");
+
+    // Done as a job on the host that has it, with what it came to.
+    let job = cluster.ok("h1", &["vm", "migrate", "web1", "--to", "h2"]);
+    assert_eq!(
+        (&job["kind"], &job["state"], &job["host"]),
+        (&"migrate".into(), &"succeeded".into(), &"h1".into()),
+        "{job}"
+    );
+    assert!(job["result"]["downtime_ms"].is_u64() && job["result"]["to"] == "h2", "{job}");
+    assert_eq!(cluster.place("web1"), ["h2"]);
+    lab.assert_guest_went_on("web1");
+    let audit = cluster.ok("h1", &["job", "show", job["id"].as_str().expect("an id")]);
+    assert_eq!(audit["origin"]["by"], "root", "{audit}");
+
+    // And back, asked of the node to which it goes.
+    wait("the other node to know", SOON, || cluster.ok("h1", &["status"])["vms"]["total"] == 2);
+    let mut curl = lab.host_exec("h1");
+    let socket = format!("/run/virtward-lab/{}/h1/virtward/api.sock", lab.name);
+    curl.args([
+        "curl",
+        "-sS",
+        "--unix-socket",
+        &socket,
+        "-H",
+        "content-type: application/json",
+        "-d",
+        "{\"to\":\"h1\"}",
+    ]);
+    curl.arg("http://localhost/api/v1/vms/web1/migrate");
+    let asked: Value = serde_json::from_slice(&run(curl, SOON).stdout).expect("JSON");
+    assert_eq!(asked["host"], "h2", "{asked}");
+    wait("its end", LONG, || {
+        cluster.ok("h1", &["job", "show", asked["id"].as_str().expect("an id")])["state"] == "succeeded"
+    });
+    assert_eq!(cluster.place("web1"), ["h1"]);
+
+    // The host is emptied by a plan, each VM by a job of its own; the plan is shown first.
+    let dry = cluster.ok("h1", &["host", "drain", "--dry-run"]);
+    assert_eq!(dry["moves"].as_array().map(Vec::len), Some(2), "{dry}");
+    let drained = cluster.ok("h2", &["host", "drain", "h1", "--first", "web2"]);
+    assert_eq!((&drained["result"]["moved"], &drained["host"]), (&2.into(), &"h1".into()), "{drained}");
+    assert_eq!((cluster.place("web1"), cluster.place("web2")), (vec!["h2"], vec!["h2"]));
+    let steps = cluster.job("h1", &["--kind", "migrate"]);
+    let of_drain = steps.iter().filter(|job| job["origin"]["after"] == drained["id"]);
+    assert_eq!(of_drain.count(), 2, "{steps:?}");
+    lab.assert_guest_went_on("web1");
+
+    // It takes nothing until it is resumed; every node knows.
+    let refused = cluster.output("h2", &["vm", "migrate", "web2", "--to", "h1"]);
+    assert!(!refused.status.success() && text(&refused).contains("is drained and takes no VMs"), "{}", text(&refused));
+    assert_eq!(cluster.place("web2"), ["h2"]);
+    let resumed = cluster.ok("h2", &["host", "resume", "h1"]);
+    assert_eq!(resumed["was_drained"], true, "{resumed}");
+
+    // One operation of a VM at a time: the migration waits for the backup, and the disk stays in order.
+    let mut backup = lab.host_exec("h2");
+    let socket = format!("/run/virtward-lab/{}/h2/virtward/api.sock", lab.name);
+    let body = format!("{{\"vm\":\"web1\",\"full\":true,\"bandwidth_bytes_s\":{}}}", 4 << 20);
+    backup.args(["curl", "-sS", "--unix-socket", &socket, "-H", "content-type: application/json", "-d", &body]);
+    backup.arg("http://localhost/api/v1/jobs/backup");
+    run(backup, SOON);
+    wait("the backup to run", SOON, || cluster.job("h2", &["--kind", "backup", "--state", "running"]).len() == 1);
+    let job = cluster.ok("h2", &["vm", "migrate", "web1", "--to", "h1"]);
+    let backups = cluster.job("h1", &["--kind", "backup"]);
+    assert_eq!(backups[0]["state"], "succeeded", "it was not disturbed: {backups:?}");
+    assert!(job["started"].as_str() >= backups[0]["finished"].as_str(), "{job} {backups:?}");
+    assert_eq!(cluster.place("web1"), ["h1"]);
+
+    // A disk moves by a job as well.
+    let to = lab.shared().join("web1-moved.qcow2").display().to_string();
+    let moved = cluster.ok("h1", &["vm", "move-disk", "web1", "--disk", "vda", "--to", &to]);
+    assert_eq!((&moved["kind"], &moved["result"]["to"]), (&"move-disk".into(), &to.clone().into()), "{moved}");
+    lab.assert_guest_went_on("web1");
+
+    // Balance of the whole cluster, by whoever is asked.
+    let round = cluster.ok("h2", &["balance", "plan", "--interval", "1s"]);
+    assert_eq!(round["hosts"].as_array().map(Vec::len), Some(2), "{round}");
+    assert!(round["error"].is_null(), "{round}");
+}
