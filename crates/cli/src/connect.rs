@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use jiff::tz::TimeZone;
 use virtward_decide::pointref;
 use virtward_engine::{Destination, Dirs, Env};
-use virtward_hypervisor::{Hypervisor, libvirt::Libvirt};
+use virtward_hypervisor::{Hypervisor, host_of, libvirt::Libvirt};
 use virtward_model::RestorePoint;
 use virtward_repo::{Error as RepoError, KeyInfo, Repository, Secret, Store, store};
 
@@ -178,18 +178,6 @@ fn host_uri(connect: &str, to: &str) -> String {
         Some(host) => connect.replacen(host, to, 1),
         None => format!("qemu+ssh://{to}/system"),
     }
-}
-
-/// The host of a URI, without user and port; none if it is local.
-pub fn host_of(uri: &str) -> Option<&str> {
-    let (_, rest) = uri.split_once("://")?;
-    let authority = rest.split(['/', '?']).next()?;
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let host = match host.strip_prefix('[') {
-        Some(v6) => v6.split_once(']')?.0,
-        None => host.split(':').next()?,
-    };
-    (!host.is_empty()).then_some(host)
 }
 
 async fn libvirt(app: &App, uri: &str) -> Result<Arc<dyn Hypervisor>, Failure> {

@@ -10,6 +10,7 @@ pub mod fuzz;
 pub mod libvirt;
 pub mod sim;
 mod types;
+mod uri;
 mod xml;
 
 use async_trait::async_trait;
@@ -19,6 +20,7 @@ use virtward_model::{Fit, HostOffer, Machine, Pool, Vm, Volume};
 
 pub use error::{Error, ErrorKind, Result};
 pub use types::*;
+pub use uri::host_of;
 
 /// A connection to one host's hypervisor. Domains are named by UUID, which survives renames and migrations.
 #[async_trait]

@@ -339,6 +339,11 @@ impl VmRecord {
     pub fn is_owned_by(&self, host: &HostId, epoch: u64) -> bool {
         self.owner.as_ref().is_some_and(|owner| owner.host == *host && owner.epoch == epoch)
     }
+
+    /// Whether it runs on a host in an epoch, and is not on its way to another.
+    pub fn runs_on(&self, host: &HostId, epoch: u64) -> bool {
+        self.is_owned_by(host, epoch) && self.phase == VmPhase::Running && self.moving_to.is_none()
+    }
 }
 
 /// `/ha/cluster`.

@@ -75,12 +75,9 @@ pub async fn migrate(
         let detail = format!("{} is on {} already", view.vm.name, request.to);
         return Err(Problem::new(Code::Conflict, detail).into());
     }
-    let new = NewJob {
-        work: Work::Migrate { request, operation: Operation::Migrate },
-        vm: Some(VmRef { uuid: view.vm.uuid, name: view.vm.name.clone() }),
-        repository: String::new(),
-        origin: Origin::from(&who),
-    };
+    let vm = VmRef { uuid: view.vm.uuid, name: view.vm.name.clone() };
+    let work = Work::Migrate { request, operation: Operation::Migrate };
+    let new = NewJob::without_repository(work, Some(vm), Origin::from(&who));
     let place = daemon.place_for(&new);
     submit(&daemon, new, &place, &headers, &who, uri.path(), &body).await
 }
@@ -108,12 +105,8 @@ pub async fn move_disk(
         let detail = format!("{} has no disk {}", view.vm.name, request.disk);
         return Err(Problem::new(Code::NotFound, detail).into());
     }
-    let new = NewJob {
-        work: Work::MoveDisk { request },
-        vm: Some(VmRef { uuid: view.vm.uuid, name: view.vm.name.clone() }),
-        repository: String::new(),
-        origin: Origin::from(&who),
-    };
+    let vm = VmRef { uuid: view.vm.uuid, name: view.vm.name.clone() };
+    let new = NewJob::without_repository(Work::MoveDisk { request }, Some(vm), Origin::from(&who));
     let place = daemon.place_for(&new);
     submit(&daemon, new, &place, &headers, &who, uri.path(), &body).await
 }
@@ -150,7 +143,7 @@ pub async fn drain(
     }
     let fleet = daemon.fleet();
     let host = fleet.hosts.get(&node).map_or_else(|| node.clone(), |host| host.name.clone());
-    let new = NewJob { work: Work::Drain { request }, vm: None, repository: String::new(), origin: Origin::from(&who) };
+    let new = NewJob::without_repository(Work::Drain { request }, None, Origin::from(&who));
     submit(&daemon, new, &Place { node, host }, &headers, &who, uri.path(), &body).await
 }
 
@@ -203,11 +196,6 @@ pub async fn apply(
     let watch = check(&request)?;
     let (_, plan) = moves::balance::ask(&daemon, request.eagerness, watch, &who.name).await?;
     let parallel = request.parallel.map_or(daemon.config().balance.parallel, usize::from);
-    let new = NewJob {
-        work: Work::Balance { plan, parallel },
-        vm: None,
-        repository: String::new(),
-        origin: Origin::from(&who),
-    };
+    let new = NewJob::without_repository(Work::Balance { plan, parallel }, None, Origin::from(&who));
     submit(&daemon, new, &daemon.here(), &headers, &who, uri.path(), &body).await
 }

@@ -196,6 +196,13 @@ pub struct NewJob {
     pub origin: virtward_api::Origin,
 }
 
+impl NewJob {
+    /// A job that uses no repository.
+    pub fn without_repository(work: Work, vm: Option<VmRef>, origin: virtward_api::Origin) -> Self {
+        Self { work, vm, repository: String::new(), origin }
+    }
+}
+
 /// A request that may be repeated.
 #[derive(Clone, Debug)]
 pub struct Idempotency {

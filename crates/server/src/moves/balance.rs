@@ -178,7 +178,7 @@ pub async fn ask(
 /// Asks for the job that carries a plan out.
 pub async fn submit(daemon: &Daemon, plan: Plan, parallel: usize, by: &str, guard: Vec<Compare>) -> Result<Job> {
     let origin = Origin { by: by.to_owned(), policy: None, due: None, attempt: 1, after: None };
-    let new = NewJob { work: Work::Balance { plan, parallel }, vm: None, repository: String::new(), origin };
+    let new = NewJob::without_repository(Work::Balance { plan, parallel }, None, origin);
     Ok(daemon.jobs.submit(new, &daemon.here(), None, guard).await?.0)
 }
 

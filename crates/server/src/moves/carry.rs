@@ -89,15 +89,11 @@ impl Carrier<'_> {
     async fn step(&self, step: &Step) -> Result<(), String> {
         let daemon = self.daemon;
         let of = &self.parent.job;
-        let new = NewJob {
-            work: Work::Migrate {
-                request: MigrateRequest { to: step.to.0.clone(), ..MigrateRequest::default() },
-                operation: self.operation,
-            },
-            vm: Some(VmRef { uuid: step.vm, name: step.name.clone() }),
-            repository: String::new(),
-            origin: Origin { by: of.origin.by.clone(), policy: None, due: None, attempt: 1, after: Some(of.id) },
-        };
+        let request = MigrateRequest { to: step.to.0.clone(), ..MigrateRequest::default() };
+        let vm = VmRef { uuid: step.vm, name: step.name.clone() };
+        let origin = Origin { by: of.origin.by.clone(), policy: None, due: None, attempt: 1, after: Some(of.id) };
+        let work = Work::Migrate { request, operation: self.operation };
+        let new = NewJob::without_repository(work, Some(vm), origin);
         // Where it is by the plan: what is known of a VM that has just moved may be a moment older.
         let node = daemon.fleet().node_of(&step.from.0).map(str::to_owned);
         let place = node.map_or_else(|| daemon.place_for(&new), |node| Place { node, host: step.from.0.clone() });

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 use virtward_api::{Code, Problem};
 use virtward_engine::Destination;
-use virtward_hypervisor::Hypervisor;
+use virtward_hypervisor::{Hypervisor, host_of};
 
 use crate::{
     config::Config,
@@ -38,18 +38,6 @@ pub fn own(config: &Config) -> Option<Reach> {
         (None, true) => format!("qemu+ssh://{}/system", peers?),
     };
     Some(Reach { address: config.moves.address.clone().or_else(|| host_of(&uri).map(str::to_owned)), uri })
-}
-
-/// The host of a URI, without user and port.
-fn host_of(uri: &str) -> Option<&str> {
-    let (_, rest) = uri.split_once("://")?;
-    let authority = rest.split(['/', '?']).next()?;
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let host = match host.strip_prefix('[') {
-        Some(v6) => v6.split_once(']')?.0,
-        None => host.split(':').next()?,
-    };
-    (!host.is_empty()).then_some(host)
 }
 
 /// The node of a host that a request names.

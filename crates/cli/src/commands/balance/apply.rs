@@ -116,7 +116,7 @@ async fn one(
 
 /// The source's libvirt talks to the destination's: a URI that is local here leads it to itself.
 fn reachable(plan: &Plan, hosts: &BTreeMap<HostName, Destination>) -> Result<(), Failure> {
-    let local = |step: &&Step| hosts.get(&step.to).is_some_and(|to| connect::host_of(&to.uri).is_none());
+    let local = |step: &&Step| hosts.get(&step.to).is_some_and(|to| virtward_hypervisor::host_of(&to.uri).is_none());
     match plan.steps.iter().find(local) {
         None => Ok(()),
         Some(step) => Err(Failure::new(

@@ -10,7 +10,7 @@ use tokio::sync::{broadcast, watch as latest};
 use virtward_decide::ha::{
     Moment, View, VmId,
     guest::{Effect, Event, Guest},
-    record::{Gate, VmPhase, VmPolicy},
+    record::{Gate, VmPolicy},
 };
 use virtward_hypervisor::{DomainEventKind, Hypervisor};
 use virtward_model::VmState;
@@ -72,13 +72,8 @@ impl Monitors {
     pub(super) fn follow(&self, view: &View, epoch: Option<u64>) {
         let me = &self.ha.settings().host;
         let mut guests = lock(&self.guests);
-        let runs_here = |vm: &VmId| {
-            view.vms.get(vm).filter(|of| {
-                epoch.is_some_and(|epoch| of.value.is_owned_by(me, epoch))
-                    && of.value.phase == VmPhase::Running
-                    && of.value.moving_to.is_none()
-            })
-        };
+        let runs_here =
+            |vm: &VmId| view.vms.get(vm).filter(|of| epoch.is_some_and(|epoch| of.value.runs_on(me, epoch)));
         guests.retain(|vm, _| runs_here(vm).is_some());
         let mut new = Vec::new();
         for vm in view.vms.keys() {

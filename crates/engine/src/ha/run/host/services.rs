@@ -12,7 +12,6 @@ use tokio::sync::watch as latest;
 use virtward_decide::ha::{
     Moment, View, VmId,
     probe::{Effect, Found, Rung, Watch, Watched},
-    record::VmPhase,
 };
 use virtward_hypervisor::Hypervisor;
 
@@ -68,12 +67,8 @@ impl Services {
         let me = &self.ha.settings().host;
         let mut vms = lock(&self.vms);
         let runs_here = |vm: &VmId| {
-            view.vms.get(vm).map(|of| &of.value).filter(|of| {
-                epoch.is_some_and(|epoch| of.is_owned_by(me, epoch))
-                    && of.phase == VmPhase::Running
-                    && of.moving_to.is_none()
-                    && !of.policy.services.is_empty()
-            })
+            let record = view.vms.get(vm).map(|of| &of.value);
+            record.filter(|of| epoch.is_some_and(|epoch| of.runs_on(me, epoch)) && !of.policy.services.is_empty())
         };
         vms.retain(|vm, _| runs_here(vm).is_some());
         for vm in view.vms.keys() {
