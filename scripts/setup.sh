@@ -199,7 +199,7 @@ tool() {
     [ -x "$cargo" ] || die "there is no cargo to build it with; install Rust (https://rustup.rs)"
     shift
     # They need not be fast, but soon there.
-    CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=64 \
         "$cargo" install --quiet --locked --root "$tools" --version "$version" "$@" "$name"
 }
 

@@ -41,27 +41,30 @@ fn every_planted_mistake_is_found() {
     const SEEDS_MAX: u64 = 320;
     use Planted::*;
     // Not `IgnoreLease`: none of the seeds tried finds it, presumably because the transaction that follows catches the same.
+    // Each with the seed that found it last, which is tried first: where it finds it no more, all are, and the output says
+    // which does now.
     let mistakes = [
-        WaitOneTimeout,
-        FreshFromAnswer,
-        BelieveUnverified,
-        SkipRecheck,
-        PetWhileKilling,
-        WaitNotRestarted,
-        UnguardedHeartbeat,
-        ClaimWithoutProof,
-        TrustAnyWatchdog,
-        AckWhileFencing,
-        Resurrect,
-        CountBlindness,
-        SkipDrain,
+        (WaitOneTimeout, 89),
+        (FreshFromAnswer, 33),
+        (BelieveUnverified, 4),
+        (SkipRecheck, 1168),
+        (PetWhileKilling, 4),
+        (WaitNotRestarted, 1),
+        (UnguardedHeartbeat, 0),
+        (ClaimWithoutProof, 0),
+        (TrustAnyWatchdog, 2),
+        (AckWhileFencing, 85),
+        (Resurrect, 3),
+        (CountBlindness, 298),
+        (SkipDrain, 4),
     ];
-    let missed: Vec<Planted> = mistakes
+    let missed: Vec<(Planted, u64)> = mistakes
         .into_iter()
-        .filter(|mistake| {
+        .filter(|(mistake, last)| {
             PLANTED.set(Some(*mistake));
             // Races in starting are the rarest; every eighth seed plays one.
-            let found = (0..SEEDS_MAX).chain((SEEDS_MAX / 8 * 8 + 8..SEEDS_MAX * 8).step_by(8)).find_map(fails);
+            let seeds = (0..SEEDS_MAX).chain((SEEDS_MAX / 8 * 8 + 8..SEEDS_MAX * 8).step_by(8));
+            let found = std::iter::once(*last).chain(seeds).find_map(fails);
             PLANTED.set(None);
             match &found {
                 Some(world) => println!("{mistake:?}: {}: {:?}", &world.log[0], world.checks.broken),
