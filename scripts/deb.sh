@@ -4,7 +4,7 @@
 #   deb.sh [--binary FILE] [--out DIR]
 #
 # Without --binary it is target/release/virtward. The same sources and binary make the same package
-# (SOURCE_DATE_EPOCH, else the time of the last commit).
+# (SOURCE_DATE_EPOCH, else the time of the last commit). DEB_COMPRESSION is what dpkg-deb compresses with (xz).
 set -euo pipefail
 umask 022
 
@@ -77,5 +77,5 @@ find "$root" -newermt "@$epoch" -print0 | xargs -0r touch --no-dereference --dat
 
 mkdir -p "$out"
 package=$out/virtward_${version}_${arch}.deb
-SOURCE_DATE_EPOCH=$epoch dpkg-deb --root-owner-group -Zxz --build "$root" "$package" >/dev/null
+SOURCE_DATE_EPOCH=$epoch dpkg-deb --root-owner-group "-Z${DEB_COMPRESSION:-xz}" --build "$root" "$package" >/dev/null
 echo "$package"
