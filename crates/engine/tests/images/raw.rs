@@ -2,7 +2,8 @@
 
 use std::{
     fs::File,
-    os::unix::fs::FileExt,
+    io::Read,
+    os::unix::{fs::FileExt, net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command},
     sync::Once,
@@ -130,7 +131,9 @@ async fn an_image_that_a_machine_writes_to_is_not_read() {
         .unwrap();
     let holder = Holder(holder);
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !socket.exists() {
+    // Its socket is there before it opens the image; it greets after.
+    let greeted = || UnixStream::connect(&socket).and_then(|mut peer| peer.read_exact(&mut [0; 8]));
+    while greeted().is_err() {
         assert!(Instant::now() < deadline);
         std::thread::sleep(Duration::from_millis(10));
     }
