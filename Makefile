@@ -20,9 +20,11 @@ demo:
 	$(BIN)/virtward-lab demo --virtward $(BIN)/virtward
 
 # Cargo builds the binaries of all packages that have tests; end-to-end tests drive them from outside, as a user does.
+# What the tests need besides is installed and built meanwhile.
 test-build:
-	scripts/setup.sh test
-	$(CARGO) test --workspace --lib --bins --tests --no-run
+	scripts/setup.sh build
+	scripts/setup.sh test & \
+	    $(CARGO) test --workspace --lib --bins --tests --no-run; built=$$?; wait $$! && exit $$built
 
 # The tests with labs wait for guests most of the time; all others run beside them, and give way to them.
 test: test-build

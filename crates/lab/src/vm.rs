@@ -305,7 +305,7 @@ pub fn wait(lab: &Lab, vm: &VmName, timeout: Duration) -> Result<()> {
             bail!("guest {vm} is not up after {} s: {reason}", timeout.as_secs());
         }
         // Each question is a process; asking more often would slow down the very boot that is waited for.
-        thread::sleep(Duration::from_millis(150));
+        thread::sleep(Duration::from_millis(400));
     }
 }
 
