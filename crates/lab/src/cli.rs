@@ -349,7 +349,7 @@ pub struct CreateArgs {
     /// Make a guest without the guest agent.
     #[arg(long)]
     pub no_agent: bool,
-    /// Add a disk to which the guest appends a record every 100 ms, for `vm check-writers`.
+    /// Add a disk to which the guest appends a record every 250 ms, for `vm check-writers`.
     #[arg(long)]
     pub writer: bool,
     /// Define it only.

@@ -1,4 +1,4 @@
-//! The proof that never two wrote to one disk: a guest appends a record to a raw disk every 100 ms (`/sbin/writer` in
+//! The proof that never two wrote to one disk: a guest appends a record to a raw disk every 250 ms (`/sbin/writer` in
 //! the guest), and this looks at what is there.
 //!
 //! A record is a line of 512 bytes: `W SEQUENCE INSTANCE`, where an instance is one boot of the guest, numbered on from
