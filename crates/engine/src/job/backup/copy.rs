@@ -31,6 +31,10 @@ const CHUNKS_IN_FLIGHT: usize = 48;
 /// Longest changed range that is read without asking what of it is allocated.
 const UNASKED_BYTES_MAX: u64 = 4 << 20;
 
+/// How far from a random place something allocated is looked for at first, and twice as far each time after. A question about
+/// a whole disk keeps QEMU from everything else for milliseconds.
+const SAMPLE_WINDOW_BYTES: u64 = 16 << 20;
+
 /// What all disks of one job share: memory, pace, progress, cancellation.
 #[derive(Clone)]
 pub(super) struct Flow<'a> {
@@ -273,11 +277,14 @@ impl Source {
             return Ok(None);
         }
         let start = place % self.size_bytes / chunk * chunk;
+        let mut window = SAMPLE_WINDOW_BYTES;
         // From the place to the end, then from the beginning.
         for range in [start..self.size_bytes, 0..start] {
             let mut at = range.start;
             while at < range.end {
-                let Some(spans) = self.origin.allocated(at..range.end).await? else {
+                let end = range.end.min(at.saturating_add(window));
+                window = window.saturating_mul(2);
+                let Some(spans) = self.origin.allocated(at..end).await? else {
                     return Ok(Some(start / chunk));
                 };
                 let found: Vec<&Span> = spans.iter().filter(|span| span.set && span.length > 0).collect();
@@ -285,7 +292,7 @@ impl Source {
                     let span = found[(choice % found.len() as u64) as usize];
                     return Ok(Some((span.offset + (choice >> 16) % span.length) / chunk));
                 }
-                at = spans.last().map_or(range.end, |span| span.offset + span.length);
+                at = spans.last().map_or(end, |span| span.offset + span.length);
             }
         }
         Ok(None)
