@@ -4,7 +4,7 @@
 //!
 //! Every thread has a search of its own seed. They step in rounds, and begin each cycle with the best that any of them
 //! knows, so a number of rounds has one result for a seed, however fast the machine is; the time only decides how many
-//! rounds there are. They are printed, and `--rounds` runs exactly so many.
+//! rounds are planned. They are printed, and `--rounds` runs exactly so many.
 
 use std::{
     error::Error,
@@ -19,7 +19,7 @@ struct Args {
     initial: String,
     out: Option<String>,
     seconds: f64,
-    rounds: u64,
+    rounds: Option<u64>,
     seed: u64,
     threads: usize,
     verbose: bool,
@@ -31,7 +31,7 @@ fn args() -> Result<Args, Box<dyn Error>> {
         initial: String::new(),
         out: None,
         seconds: 20.0,
-        rounds: u64::MAX,
+        rounds: None,
         seed: 1,
         threads: 2,
         verbose: false,
@@ -44,7 +44,7 @@ fn args() -> Result<Args, Box<dyn Error>> {
             "--initial" => args.initial = value()?,
             "--out" => args.out = Some(value()?),
             "--seconds" => args.seconds = value()?.parse()?,
-            "--rounds" => args.rounds = value()?.parse()?,
+            "--rounds" => args.rounds = Some(value()?.parse()?),
             "--seed" => args.seed = value()?.parse()?,
             "--threads" => args.threads = value()?.parse::<usize>()?.max(1),
             "--verbose" => args.verbose = true,
@@ -90,15 +90,26 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// Rounds for the time that is left: as many as some at the beginning tell.
+fn plan(problem: &Problem, args: &Args, until: Instant) -> u64 {
+    const SAMPLE: u32 = 16;
+    let mut search = Search::new(problem, args.seed, 64);
+    let started = Instant::now();
+    (0..SAMPLE).for_each(|_| search.step());
+    let left = until.saturating_duration_since(Instant::now()).as_secs_f64();
+    (left * 0.95 / started.elapsed().as_secs_f64().max(1e-6) * f64::from(SAMPLE)).max(1.0) as u64
+}
+
 fn search(problem: &Problem, args: &Args, until: Instant) -> (Best, u64) {
     let seed = |thread: usize| args.seed.wrapping_mul(0x1_0000).wrapping_add(thread as u64);
+    let planned = args.rounds.unwrap_or_else(|| plan(problem, args, until));
     let mut searches: Vec<Search> = std::thread::scope(|scope| {
         let started: Vec<_> =
-            (0..args.threads).map(|thread| scope.spawn(move || Search::new(problem, seed(thread)))).collect();
+            (0..args.threads).map(|thread| scope.spawn(move || Search::new(problem, seed(thread), planned))).collect();
         started.into_iter().map(|thread| thread.join().expect("a search does not panic")).collect()
     });
     let mut rounds = 0;
-    while rounds < args.rounds && Instant::now() < until {
+    while rounds < planned {
         std::thread::scope(|scope| {
             for search in &mut searches {
                 scope.spawn(|| search.step());
@@ -108,13 +119,14 @@ fn search(problem: &Problem, args: &Args, until: Instant) -> (Best, u64) {
         if searches[0].is_between_cycles() {
             let best = best(&searches).clone();
             if args.verbose {
-                eprintln!(
-                    "round {rounds}: {} {:.1} s left",
-                    best.cost,
-                    until.saturating_duration_since(Instant::now()).as_secs_f64()
-                );
+                eprintln!("round {rounds} of {planned}: {}", best.cost);
             }
             searches.iter_mut().for_each(|search| search.adopt(&best));
+        }
+        // The plan was made on a faster machine, it seems; then the result is not that of so many rounds.
+        if args.rounds.is_none() && Instant::now() >= until {
+            eprintln!("cut off after {rounds} of {planned} rounds");
+            break;
         }
     }
     (best(&searches).clone(), rounds)

@@ -1,84 +1,143 @@
-//! Simulated annealing over shifts and swaps.
+//! Simulated annealing among feasible assignments.
 //!
-//! Capacity may be exceeded on the way, at a price that rises until most assignments on the way are feasible: where hosts
-//! are nearly full, feasible assignments alone hardly hang together.
+//! Besides shifts and swaps at random there are those that chance would hardly ever find: going home, changing places within
+//! a service, which leaves its spread and its dependencies as they are, and one large process for several small ones.
 
-use super::{State, rng::Rng};
+use super::{Problem, State, rng::Rng};
 
-/// How hot it is, and what exceeding capacity costs.
+/// How hot it is, and what heat asks for each process that leaves home, in temperatures.
 pub(super) struct Heat {
     pub temperature: f64,
-    pub price: f64,
+    pub homesick: f64,
 }
 
-/// Proposes `proposals` random moves, and takes those that save or that the heat allows; returns the share of those taken
-/// after which everything fits. `note` is told of every feasible cost below `best`.
+/// Who and what belongs together.
+pub(super) struct Groups {
+    service: Vec<Vec<u32>>,
+    location: Vec<Vec<u32>>,
+    neighbourhood: Vec<Vec<u32>>,
+}
+
+impl Groups {
+    pub fn new(problem: &Problem) -> Self {
+        let by = |of: &[u32]| {
+            let mut groups = vec![Vec::new(); of.iter().max().map_or(0, |&most| most as usize + 1)];
+            of.iter().enumerate().for_each(|(at, &group)| groups[group as usize].push(at as u32));
+            groups
+        };
+        Self {
+            service: by(&problem.service),
+            location: by(&problem.location),
+            neighbourhood: by(&problem.neighbourhood),
+        }
+    }
+
+    /// A machine at random, often one that is close.
+    fn machine(&self, problem: &Problem, from: usize, rng: &mut Rng) -> usize {
+        let group = match rng.next() & 15 {
+            0..6 => return rng.below(problem.machines()),
+            6..11 => &self.location[problem.location[from] as usize],
+            _ => &self.neighbourhood[problem.neighbourhood[from] as usize],
+        };
+        group[rng.below(group.len())] as usize
+    }
+}
+
+/// Proposes `proposals` random moves, and takes those that save or that the heat allows. `note` is told of every cost
+/// below `best`.
 pub(super) fn anneal(
     state: &mut State,
     rng: &mut Rng,
+    groups: &Groups,
     heat: &Heat,
     proposals: u64,
     best: &mut i64,
     note: &mut dyn FnMut(&State),
-) -> f64 {
+) {
     let problem = state.problem();
     let (processes, machines) = (problem.processes(), problem.machines());
     if processes == 0 || machines < 2 {
-        return 1.0;
+        return;
     }
-    let (mut taken, mut feasible) = (0u64, 0u64);
     for _ in 0..proposals {
         let process = rng.below(processes);
-        let kind = rng.next() & 15;
-        // A home that was left is a target of its own: with many machines chance would hardly ever find it.
-        let to = if kind == 0 { problem.initial[process] as usize } else { rng.below(machines) };
-        if to == state.at(process) {
-            continue;
-        }
-        let moved =
-            if kind < 8 { shift(state, rng, heat, process, to) } else { exchange(state, rng, heat, process, to) };
-        if !moved {
-            continue;
-        }
-        taken += 1;
-        if state.excess() == 0 {
-            feasible += 1;
-            if state.cost() < *best {
-                *best = state.cost();
-                note(state);
+        let from = state.at(process);
+        let moved = match rng.next() & 1023 {
+            0..4 => {
+                let to = groups.machine(problem, from, rng);
+                to != from && rearrange(state, rng, heat, process, to)
             }
+            4..64 => shift(state, rng, heat, process, problem.initial[process] as usize),
+            64..384 => {
+                let to = groups.machine(problem, from, rng);
+                shift(state, rng, heat, process, to)
+            }
+            384..640 => {
+                let mates = &groups.service[problem.service[process] as usize];
+                let other = mates[rng.below(mates.len())] as usize;
+                exchange(state, rng, heat, process, other)
+            }
+            _ => {
+                let there = state.on(groups.machine(problem, from, rng));
+                !there.is_empty() && {
+                    let other = there[rng.below(there.len())] as usize;
+                    exchange(state, rng, heat, process, other)
+                }
+            }
+        };
+        if moved && state.cost() < *best {
+            *best = state.cost();
+            note(state);
         }
     }
-    feasible as f64 / taken.max(1) as f64
 }
 
 fn shift(state: &mut State, rng: &mut Rng, heat: &Heat, process: usize, to: usize) -> bool {
-    if !state.rules_allow(process, to, None) {
+    if !state.can_shift(process, to) {
         return false;
     }
-    let delta = state.shift_delta(process, to) as f64 + heat.price * state.shift_excess(process, to) as f64;
-    let moves = accept(delta, away(state, process, to), heat.temperature, rng);
+    let moves = accept(state.shift_delta(process, to), away(state, process, to), heat, rng);
     if moves {
         state.shift(process, to);
     }
     moves
 }
 
-/// Exchanges the process with one of the target's.
-fn exchange(state: &mut State, rng: &mut Rng, heat: &Heat, process: usize, to: usize) -> bool {
-    let there = state.on(to).len();
-    if there == 0 {
+/// Exchanges two processes.
+fn exchange(state: &mut State, rng: &mut Rng, heat: &Heat, process: usize, other: usize) -> bool {
+    if !state.can_swap(process, other) {
         return false;
     }
-    let other = state.on(to)[rng.below(there)] as usize;
-    if !state.rules_allow_swap(process, other) {
-        return false;
-    }
-    let away = away(state, process, to) + away(state, other, state.at(process));
-    let delta = state.swap_delta(process, other) as f64 + heat.price * state.swap_excess(process, other) as f64;
-    let moves = accept(delta, away, heat.temperature, rng);
+    let away = away(state, process, state.at(other)) + away(state, other, state.at(process));
+    let moves = accept(state.swap_delta(process, other), away, heat, rng);
     if moves {
         state.swap(process, other);
+    }
+    moves
+}
+
+/// Exchanges a process for as many of the target's as it takes for it to fit there, and for as long as that saves.
+fn rearrange(state: &mut State, rng: &mut Rng, heat: &Heat, process: usize, to: usize) -> bool {
+    let (from, before) = (state.at(process), state.cost());
+    if !state.rules_allow(process, to, None) {
+        return false;
+    }
+    state.shift(process, to);
+    let mut away_by = away(state, process, to) - away(state, process, from);
+    let mut others: Vec<u32> = state.on(to).iter().copied().filter(|&other| other as usize != process).collect();
+    let mut gone = vec![process as u32];
+    while !others.is_empty() {
+        let other = others.swap_remove(rng.below(others.len())) as usize;
+        if state.can_shift(other, from) && (!state.fits(to) || state.shift_delta(other, from) < 0) {
+            away_by += away(state, other, from);
+            state.shift(other, from);
+            gone.push(other as u32);
+        }
+    }
+    let moves = state.fits(to) && state.fits(from) && accept(state.cost() - before, away_by, heat, rng);
+    if !moves {
+        gone.iter().skip(1).for_each(|&other| state.shift(other as usize, to));
+        state.shift(process, from);
     }
     moves
 }
@@ -91,16 +150,13 @@ fn away(state: &State, process: usize, to: usize) -> i32 {
 
 /// There is one home and are many other places, so chance alone would scatter all processes, and those that left hold
 /// capacity where it is transient. The heat asks for something for each that leaves.
-fn accept(delta: f64, away: i32, temperature: f64, rng: &mut Rng) -> bool {
-    let delta = delta + temperature * HOMESICK * f64::from(away);
-    delta <= 0.0 || delta < -temperature * rng.unit().ln()
+fn accept(delta: i64, away: i32, heat: &Heat, rng: &mut Rng) -> bool {
+    let heats = delta as f64 / heat.temperature + heat.homesick * f64::from(away);
+    heats <= 0.0 || heats < 40.0 && heats < -rng.unit().ln()
 }
 
-/// What the heat asks for each process that leaves home, in temperatures.
-const HOMESICK: f64 = 5.0;
-
-/// What moves cost from here: the middle and the thousandth part of random feasible ones, cheapest first.
-pub(super) fn scale(state: &State, rng: &mut Rng) -> (f64, f64) {
+/// What moves cost from here: the middle of random feasible ones.
+pub(super) fn scale(state: &State, rng: &mut Rng) -> f64 {
     let problem = state.problem();
     let (processes, machines) = (problem.processes(), problem.machines());
     let mut deltas = Vec::new();
@@ -118,6 +174,5 @@ pub(super) fn scale(state: &State, rng: &mut Rng) -> (f64, f64) {
     }
     deltas.retain(|&delta| delta > 0);
     deltas.sort_unstable();
-    let part = |share: usize| deltas.get(deltas.len() / share).map_or(1.0, |&delta| delta as f64);
-    (part(2), part(1000))
+    deltas.get(deltas.len() / 2).map_or(1.0, |&delta| delta as f64)
 }

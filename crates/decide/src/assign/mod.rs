@@ -14,6 +14,7 @@
 mod anneal;
 mod check;
 mod climb;
+mod load;
 mod problem;
 mod rng;
 pub mod roadef;

@@ -121,8 +121,18 @@ impl Problem {
         range("resource", balances, r)?;
         // Sums over all processes must fit; a file may say anything.
         let large = self.need.iter().chain(&self.capacity).chain(&self.soft).find(|&&n| !(0..=1 << 44).contains(&n));
-        match large {
-            Some(amount) => Err(Malformed(format!("the amount {amount} is not between 0 and 2^44"))),
+        if let Some(amount) = large {
+            return Err(Malformed(format!("the amount {amount} is not between 0 and 2^44")));
+        }
+        let total = |table: &[i64], row: usize| table.iter().skip(row).step_by(r).map(|&n| i128::from(n)).sum::<i128>();
+        let totals: Vec<i128> = (0..r).map(|row| total(&self.need, row)).collect();
+        let most = |row: usize| totals[row].max(1 << 44);
+        let load = (0..r).map(|row| i128::from(self.load_weight[row]) * most(row));
+        let balance = self.balances.iter().map(|balance| {
+            i128::from(balance.weight) * (i128::from(balance.target) * most(balance.first) + most(balance.second))
+        });
+        match load.chain(balance).find(|cost| !(0..=1 << 59).contains(cost)) {
+            Some(cost) => Err(Malformed(format!("a load could cost {cost}, which is not between 0 and 2^59"))),
             None => Ok(()),
         }
     }

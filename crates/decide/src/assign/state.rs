@@ -1,6 +1,9 @@
 //! Who is where: feasibility and savings of moves in the time of a few resources, and undoing nothing twice.
 
-use super::Problem;
+use super::{
+    Problem,
+    load::{Load, Side},
+};
 
 /// No row.
 const NONE: u32 = u32::MAX;
@@ -11,15 +14,7 @@ pub struct State<'p> {
     problem: &'p Problem,
     /// By process.
     at: Vec<u32>,
-    /// By machine and resource.
-    used: Vec<i64>,
-    /// By machine and resource: kept for processes that left, where the resource is transient.
-    held: Vec<i64>,
-    /// By machine: cost of load and balance.
-    machine_cost: Vec<i64>,
-    /// By machine: what is used and held beyond capacity, by the weights of resources; nothing if all moves were checked.
-    machine_excess: Vec<i64>,
-    excess: i64,
+    load: Load,
     /// By machine: who is there.
     on: Vec<Vec<u32>>,
     /// By process: its place in `on`.
@@ -39,7 +34,7 @@ pub struct State<'p> {
     neighbourhoods: usize,
     needed_by: Vec<Vec<u32>>,
     /// By service: how many are not where they were; and how many services have that number.
-    moved: Vec<u32>,
+    moved_of: Vec<u32>,
     moved_histogram: Vec<u32>,
     most_moved: usize,
     cost: i64,
@@ -62,7 +57,7 @@ fn distinct_values(values: &[u32]) -> usize {
 impl<'p> State<'p> {
     /// From an assignment, which should be feasible: moves are judged against what they change only.
     pub fn new(problem: &'p Problem, at: &[u32]) -> Self {
-        let (machines, services, r) = (problem.machines(), problem.services(), problem.resources);
+        let (machines, services) = (problem.machines(), problem.services());
         let mut sizes = vec![0u32; services];
         problem.service.iter().for_each(|&service| sizes[service as usize] += 1);
         let mut needed_by = vec![Vec::new(); services];
@@ -78,11 +73,7 @@ impl<'p> State<'p> {
         let mut state = Self {
             problem,
             at: at.to_vec(),
-            used: vec![0; machines * r],
-            held: vec![0; machines * r],
-            machine_cost: vec![0; machines],
-            machine_excess: vec![0; machines],
-            excess: 0,
+            load: Load::new(problem),
             on: vec![Vec::new(); machines],
             place: vec![0; at.len()],
             row,
@@ -96,7 +87,7 @@ impl<'p> State<'p> {
             by_neighbourhood: vec![0; near_rows * neighbourhoods],
             neighbourhoods,
             needed_by,
-            moved: vec![0; services],
+            moved_of: vec![0; services],
             moved_histogram: vec![0; problem.processes() + 2],
             most_moved: 0,
             cost: 0,
@@ -110,21 +101,16 @@ impl<'p> State<'p> {
         self.moved_histogram[0] = problem.services() as u32;
         for process in 0..self.at.len() {
             let (machine, first) = (self.at[process] as usize, problem.initial[process] as usize);
+            self.load.hold(process, first);
             self.enter(process, machine);
             if first != machine {
-                for r in 0..problem.resources {
-                    let need = problem.need_of(process)[r];
-                    self.held[first * problem.resources + r] += if problem.transient[r] { need } else { 0 };
-                }
                 self.count_moved(problem.service[process] as usize, 1);
             }
             self.cost += self.place_cost(process, machine);
         }
         for machine in 0..problem.machines() {
-            self.machine_cost[machine] = self.cost_of(machine, None, None);
-            self.cost += self.machine_cost[machine];
-            self.machine_excess[machine] = self.excess_of(machine, None, None);
-            self.excess += self.machine_excess[machine];
+            self.load.judge(machine);
+            self.cost += self.load.cost(machine);
         }
     }
 
@@ -150,7 +136,7 @@ impl<'p> State<'p> {
     }
     /// Cost of a machine's load and balance.
     pub fn machine_cost(&self, machine: usize) -> i64 {
-        self.machine_cost[machine]
+        self.load.cost(machine)
     }
 
     /// Cost of where a process is, whatever is around it.
@@ -161,77 +147,21 @@ impl<'p> State<'p> {
         moved + problem.distance_weight * problem.distance(first, machine)
     }
 
-    /// Cost of a machine with a process more, a process less, or both.
-    pub(super) fn cost_of(&self, machine: usize, without: Option<usize>, with: Option<usize>) -> i64 {
-        let problem = self.problem;
-        let resources = problem.resources;
-        let base = machine * resources;
-        let mut load = [0i64; 32];
-        let mut wide;
-        let load: &mut [i64] = if resources <= 32 {
-            &mut load[..resources]
-        } else {
-            wide = vec![0; resources];
-            &mut wide
-        };
-        load.copy_from_slice(&self.used[base..base + resources]);
-        if let Some(process) = without {
-            load.iter_mut().zip(problem.need_of(process)).for_each(|(load, need)| *load -= need);
-        }
-        if let Some(process) = with {
-            load.iter_mut().zip(problem.need_of(process)).for_each(|(load, need)| *load += need);
-        }
-        machine_cost(problem, machine, load)
+    /// What all machines cost at least, wherever the processes are.
+    pub(super) fn least(&self) -> i64 {
+        self.load.least()
     }
 
-    /// What is used and held beyond capacity on all machines, by the weights of resources.
-    pub(super) fn excess(&self) -> i64 {
-        self.excess
-    }
-
-    /// The excess of a machine with a process more, a process less, or both.
-    fn excess_of(&self, machine: usize, without: Option<usize>, with: Option<usize>) -> i64 {
-        let problem = self.problem;
-        let resources = problem.resources;
-        let base = machine * resources;
-        let at_home = |process: Option<usize>| process.is_some_and(|p| problem.initial[p] as usize == machine);
-        // Whoever leaves home goes on counting there where the resource is transient, and comes back at no cost.
-        let (leaves_home, comes_home) = (at_home(without), at_home(with));
-        let (less, more) = (without.map(|p| problem.need_of(p)), with.map(|p| problem.need_of(p)));
-        let (used, held) = (&self.used[base..base + resources], &self.held[base..base + resources]);
-        let capacity = &problem.capacity[base..base + resources];
-        (0..resources)
-            .map(|r| {
-                let transient = problem.transient[r];
-                let less = less.map_or(0, |need| if leaves_home && transient { 0 } else { need[r] });
-                let more = more.map_or(0, |need| if comes_home && transient { 0 } else { need[r] });
-                (used[r] + held[r] + more - less - capacity[r]).max(0) * problem.load_weight[r].max(1)
-            })
-            .sum()
-    }
-
-    /// Excess that a shift would add.
-    pub(super) fn shift_excess(&self, process: usize, to: usize) -> i64 {
-        let from = self.at(process);
-        self.excess_of(from, Some(process), None) + self.excess_of(to, None, Some(process))
-            - self.machine_excess[from]
-            - self.machine_excess[to]
-    }
-
-    /// Excess that a swap would add.
-    pub(super) fn swap_excess(&self, one: usize, other: usize) -> i64 {
-        let (a, b) = (self.at(one), self.at(other));
-        self.excess_of(a, Some(one), Some(other)) + self.excess_of(b, Some(other), Some(one))
-            - self.machine_excess[a]
-            - self.machine_excess[b]
+    fn side(&self, machine: usize, comes: Option<usize>, goes: Option<usize>) -> Side {
+        let home = |process: usize| (process, self.problem.initial[process] as usize == machine);
+        Side { machine, comes: comes.map(home), goes: goes.map(home) }
     }
 
     /// Cost that a shift would add; negative is a saving.
     pub fn shift_delta(&self, process: usize, to: usize) -> i64 {
         let from = self.at(process);
-        self.cost_of(from, Some(process), None) + self.cost_of(to, None, Some(process))
-            - self.machine_cost[from]
-            - self.machine_cost[to]
+        self.load.cost_delta(from, None, Some(process))
+            + self.load.cost_delta(to, Some(process), None)
             + self.place_cost(process, to)
             - self.place_cost(process, from)
             + self.service_delta(process, from, to)
@@ -240,9 +170,8 @@ impl<'p> State<'p> {
     /// Cost that a swap would add, as far as service moves can be told without doing it.
     pub fn swap_delta(&self, one: usize, other: usize) -> i64 {
         let (a, b) = (self.at(one), self.at(other));
-        self.cost_of(a, Some(one), Some(other)) + self.cost_of(b, Some(other), Some(one))
-            - self.machine_cost[a]
-            - self.machine_cost[b]
+        self.load.cost_delta(a, Some(other), Some(one))
+            + self.load.cost_delta(b, Some(one), Some(other))
             + self.place_cost(one, b)
             - self.place_cost(one, a)
             + self.place_cost(other, a)
@@ -254,7 +183,7 @@ impl<'p> State<'p> {
     /// Change of the service move cost; exact for one shift.
     fn service_delta(&self, process: usize, from: usize, to: usize) -> i64 {
         let first = self.problem.initial[process] as usize;
-        let moved = self.moved[self.problem.service[process] as usize] as usize;
+        let moved = self.moved_of[self.problem.service[process] as usize] as usize;
         let step = i64::from(first != to) - i64::from(first != from);
         let changes = match step {
             1 => moved + 1 > self.most_moved,
@@ -264,26 +193,41 @@ impl<'p> State<'p> {
         if changes { step * self.problem.service_weight } else { 0 }
     }
 
+    /// Whether a machine has capacity for all that is there.
+    pub(super) fn fits(&self, machine: usize) -> bool {
+        self.load.fits(self.side(machine, None, None))
+    }
+
+    fn shift_fits(&self, process: usize, to: usize) -> bool {
+        self.load.fits(self.side(to, Some(process), None))
+    }
+
+    fn swap_fits(&self, one: usize, other: usize) -> bool {
+        let (a, b) = (self.at(one), self.at(other));
+        self.load.fits(self.side(b, Some(one), Some(other))) && self.load.fits(self.side(a, Some(other), Some(one)))
+    }
+
     /// Whether a process may move to a machine.
     pub fn can_shift(&self, process: usize, to: usize) -> bool {
-        to != self.at(process) && self.has_room(process, to, None) && self.rules_allow(process, to, None)
+        to != self.at(process) && self.rules_allow(process, to, None) && self.shift_fits(process, to)
     }
 
     /// Whether two processes may change places.
     pub fn can_swap(&self, one: usize, other: usize) -> bool {
-        let (a, b) = (self.at(one), self.at(other));
-        self.has_room(one, b, Some(other)) && self.has_room(other, a, Some(one)) && self.rules_allow_swap(one, other)
+        self.rules_allow_swap(one, other) && self.swap_fits(one, other)
     }
 
     /// Whether everything but capacity allows two processes to change places.
-    pub(super) fn rules_allow_swap(&self, one: usize, other: usize) -> bool {
+    fn rules_allow_swap(&self, one: usize, other: usize) -> bool {
         let (a, b) = (self.at(one), self.at(other));
-        a != b
-            && self.problem.service[one] != self.problem.service[other]
-            && self.rules_allow(one, b, Some(other))
-            && self.rules_allow(other, a, Some(one))
-            && self.apart_in_zones(one, other)
-            && !self.tied(one, other, a, b)
+        if a == b || !self.apart_in_zones(one, other) {
+            return false;
+        }
+        // Who changes places within a service leaves it where it is.
+        if self.problem.service[one] == self.problem.service[other] {
+            return self.is_free_to(one, b, Some(other)) && self.is_free_to(other, a, Some(one));
+        }
+        self.rules_allow(one, b, Some(other)) && self.rules_allow(other, a, Some(one)) && !self.tied(one, other, a, b)
     }
 
     /// Whether both changing places at once cannot be judged one after the other: one needs the other's service near.
@@ -300,31 +244,6 @@ impl<'p> State<'p> {
         of(one, other) && of(other, one)
     }
 
-    /// Whether the machine has room for the process when another one has left it.
-    pub(super) fn has_room(&self, process: usize, to: usize, without: Option<usize>) -> bool {
-        let problem = self.problem;
-        let resources = problem.resources;
-        let base = to * resources;
-        let (used, held) = (&self.used[base..base + resources], &self.held[base..base + resources]);
-        let capacity = &problem.capacity[base..base + resources];
-        let need = problem.need_of(process);
-        let home = problem.initial[process] as usize == to;
-        match without {
-            None if !home => (0..resources).all(|r| used[r] + held[r] + need[r] <= capacity[r]),
-            without => {
-                // Who comes home was counted there all along; who leaves home goes on counting.
-                let leaves_home = without.is_some_and(|other| problem.initial[other] as usize == to);
-                let leaving = without.map(|other| problem.need_of(other));
-                (0..resources).all(|r| {
-                    let transient = problem.transient[r];
-                    let more = if home && transient { 0 } else { need[r] };
-                    let less = if leaves_home && transient { 0 } else { leaving.map_or(0, |leaving| leaving[r]) };
-                    used[r] + held[r] + more - less <= capacity[r]
-                })
-            }
-        }
-    }
-
     /// Whether everything but capacity allows it.
     pub(super) fn rules_allow(&self, process: usize, to: usize, without: Option<usize>) -> bool {
         let problem = self.problem;
@@ -334,10 +253,14 @@ impl<'p> State<'p> {
         if row != NONE && self.present[row as usize * self.words + to / 64] >> (to % 64) & 1 == 1 {
             return false;
         }
-        problem.may(process, to)
-            && self.rivals_allow(process, to, without)
+        self.is_free_to(process, to, without)
             && self.spread_allows(service, from, to)
             && self.near_allows(service, from, to)
+    }
+
+    /// Whether nothing but its service keeps a process from a machine.
+    fn is_free_to(&self, process: usize, to: usize, without: Option<usize>) -> bool {
+        self.problem.may(process, to) && self.rivals_allow(process, to, without)
     }
 
     fn rivals_allow(&self, process: usize, to: usize, without: Option<usize>) -> bool {
@@ -388,44 +311,48 @@ impl<'p> State<'p> {
 
     /// Moves a process, and keeps everything true. Nothing is checked.
     pub fn shift(&mut self, process: usize, to: usize) {
-        let problem = self.problem;
         let from = self.at(process);
-        let first = problem.initial[process] as usize;
-        self.cost += self.place_cost(process, to) - self.place_cost(process, from);
         self.leave(process, from);
         self.enter(process, to);
-        let step = i64::from(first != to) - i64::from(first != from);
-        if step != 0 {
-            for r in (0..problem.resources).filter(|&r| problem.transient[r]) {
-                self.held[first * problem.resources + r] += step * problem.need_of(process)[r];
-            }
-            self.count_moved(problem.service[process] as usize, step);
-        }
-        for machine in [from, to] {
-            let cost = self.cost_of(machine, None, None);
-            self.cost += cost - self.machine_cost[machine];
-            self.machine_cost[machine] = cost;
-            let excess = self.excess_of(machine, None, None);
-            self.excess += excess - self.machine_excess[machine];
-            self.machine_excess[machine] = excess;
-        }
+        self.moved(process, from);
+        self.judge(from);
+        self.judge(to);
     }
 
     /// Changes the places of two processes. Nothing is checked.
     pub fn swap(&mut self, one: usize, other: usize) {
         let (a, b) = (self.at(one), self.at(other));
-        self.shift(one, b);
-        self.shift(other, a);
+        self.leave(one, a);
+        self.leave(other, b);
+        self.enter(one, b);
+        self.enter(other, a);
+        self.moved(one, a);
+        self.moved(other, b);
+        self.judge(a);
+        self.judge(b);
+    }
+
+    fn judge(&mut self, machine: usize) {
+        self.cost += self.load.judge(machine);
+    }
+
+    /// Counts what a move costs besides load.
+    fn moved(&mut self, process: usize, from: usize) {
+        let (to, first) = (self.at(process), self.problem.initial[process] as usize);
+        self.cost += self.place_cost(process, to) - self.place_cost(process, from);
+        let step = i64::from(first != to) - i64::from(first != from);
+        if step != 0 {
+            self.count_moved(self.problem.service[process] as usize, step);
+        }
     }
 
     fn enter(&mut self, process: usize, machine: usize) {
         let problem = self.problem;
-        let (service, r) = (problem.service[process] as usize, problem.resources);
+        let service = problem.service[process] as usize;
         self.at[process] = machine as u32;
         self.place[process] = self.on[machine].len() as u32;
         self.on[machine].push(process as u32);
-        let used = &mut self.used[machine * r..][..r];
-        used.iter_mut().zip(problem.need_of(process)).for_each(|(used, need)| *used += need);
+        self.load.put(process, machine, problem.initial[process] as usize == machine, true);
         if self.row[service] != NONE {
             self.present[self.row[service] as usize * self.words + machine / 64] |= 1 << (machine % 64);
         }
@@ -442,14 +369,13 @@ impl<'p> State<'p> {
 
     fn leave(&mut self, process: usize, machine: usize) {
         let problem = self.problem;
-        let (service, r) = (problem.service[process] as usize, problem.resources);
+        let service = problem.service[process] as usize;
         let place = self.place[process] as usize;
         self.on[machine].swap_remove(place);
         if let Some(&moved) = self.on[machine].get(place) {
             self.place[moved as usize] = place as u32;
         }
-        let used = &mut self.used[machine * r..][..r];
-        used.iter_mut().zip(problem.need_of(process)).for_each(|(used, need)| *used -= need);
+        self.load.put(process, machine, problem.initial[process] as usize == machine, false);
         if self.row[service] != NONE {
             self.present[self.row[service] as usize * self.words + machine / 64] &= !(1 << (machine % 64));
         }
@@ -465,9 +391,9 @@ impl<'p> State<'p> {
     }
 
     fn count_moved(&mut self, service: usize, step: i64) {
-        let before = self.moved[service] as usize;
+        let before = self.moved_of[service] as usize;
         let after = (before as i64 + step) as usize;
-        self.moved[service] = after as u32;
+        self.moved_of[service] = after as u32;
         self.moved_histogram[before] -= 1;
         self.moved_histogram[after] += 1;
         self.most_moved = self.most_moved.max(after);
@@ -475,23 +401,4 @@ impl<'p> State<'p> {
             self.most_moved -= 1;
         }
     }
-}
-
-/// Cost of a load on a machine.
-fn machine_cost(problem: &Problem, machine: usize, load: &[i64]) -> i64 {
-    let resources = problem.resources;
-    let soft = &problem.soft[machine * resources..][..resources];
-    let capacity = &problem.capacity[machine * resources..][..resources];
-    let over: i64 = load
-        .iter()
-        .zip(soft)
-        .zip(&problem.load_weight)
-        .map(|((load, soft), weight)| weight * (load - soft).max(0))
-        .sum();
-    let free = |r: usize| capacity[r] - load[r];
-    let balances = problem
-        .balances
-        .iter()
-        .map(|balance| balance.weight * (balance.target * free(balance.first) - free(balance.second)).max(0));
-    over + balances.sum::<i64>()
 }
