@@ -16,7 +16,7 @@
 #   BENCH_RUNS       how often everything is repeated; medians are shown (3)
 #   BENCH_DIR        work directory (/var/tmp/virtward-bench); what takes long to make stays there for the next run
 #   BENCH_BIN        directory of virtward and virtward-lab (target/release)
-#   BENCH_S3_SERVER  the program s3s-fs (target/tools/bin/s3s-fs)
+#   BENCH_S3_SERVER  the program s3s-fs (target/tools/fast/bin/s3s-fs)
 #   BENCH_STRICT=1   fail if a goal is not met
 #   BENCH_MIRROR, BENCH_SUITE   where the disk's Debian comes from (deb.debian.org, this system's release)
 set -Eeuo pipefail
@@ -87,7 +87,7 @@ for need in scale:repo/index_scale prepare:repo/points_scale points:repo/points_
     ! wanted "${need%%:*}" || [ -x "$bin/examples/${example#*/}" ] ||
         die "$bin/examples/${example#*/} is missing; build it with: cargo build --release -p virtward-${example%/*} --example ${example#*/}"
 done
-s3_server=${BENCH_S3_SERVER:-${CARGO_TARGET_DIR:-$top/target}/tools/bin/s3s-fs}
+s3_server=${BENCH_S3_SERVER:-${CARGO_TARGET_DIR:-$top/target}/tools/fast/bin/s3s-fs}
 [ -x "$s3_server" ] || die "$s3_server is missing; build it with: scripts/setup.sh bench"
 case $runs in '' | *[!0-9]* | 0) die "BENCH_RUNS is '$runs'; give a number above 0" ;; esac
 

@@ -189,18 +189,16 @@ oldest_system() {
     as_root mv -T "$root.new" "$root"
 }
 
-# $1: crate and version, then further arguments of cargo install
+# $1: crate and version, $2: directory below target, $3: how far it is optimised, then further arguments of cargo install
 tool() {
-    local tools=${CARGO_TARGET_DIR:-$here/../target}/tools name=${1% *} version=${1#* } cargo
+    local tools=${CARGO_TARGET_DIR:-$here/../target}/$2 name=${1% *} version=${1#* } cargo
     grep -qsF "\"$1 " "$tools/.crates.toml" && [ -x "$tools/bin/$name" ] && return 0
     say "to build: $1 in $tools, which takes some minutes"
     [ -z "$dry_run" ] || return 0
     cargo=$(command -v cargo || echo "${HOME:-/root}/.cargo/bin/cargo")
     [ -x "$cargo" ] || die "there is no cargo to build it with; install Rust (https://rustup.rs)"
-    shift
-    # They need not be fast, but soon there.
-    CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=64 \
-        "$cargo" install --quiet --locked --root "$tools" --version "$version" "$@" "$name"
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=$3 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=64 \
+        "$cargo" install --quiet --locked --root "$tools" --version "$version" "${@:4}" "$name"
 }
 
 mode=
@@ -230,10 +228,12 @@ install_packages "$(missing "${plain[@]}" | tr '\n' ' ')" "$(missing "${virt[@]}
 case $mode in
     lab | test | soak | bench) guest_image ;;
 esac
-case $mode in test | soak | bench) tool "$s3s_fs" --features binary ;; esac
+# What is tested with need not be fast, but soon there; what is measured with must not be what is slow.
+case $mode in test | soak) tool "$s3s_fs" tools 0 --features binary ;; esac
 case $mode in
+    bench) tool "$s3s_fs" tools/fast 3 --features binary ;;
     soak)
-        tool "$garage"
+        tool "$garage" tools 1
         oldest_system
         ;;
 esac
