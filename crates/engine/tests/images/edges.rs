@@ -37,10 +37,10 @@ async fn every_size_comes_back_exactly() {
 async fn an_empty_disk_takes_no_space_anywhere() {
     let bench = Bench::new();
     let source = bench.path("empty.raw");
-    std::fs::File::create(&source).unwrap().set_len(40 << 30).unwrap();
+    std::fs::File::create(&source).unwrap().set_len(8 << 30).unwrap();
     let point = bench.back_up(&source, None).await.unwrap();
     let disk = &point.disks[0];
-    assert_eq!((disk.size_bytes, disk.read_bytes, disk.stored_bytes, disk.data_bytes), (40 << 30, 0, 0, 0));
+    assert_eq!((disk.size_bytes, disk.read_bytes, disk.stored_bytes, disk.data_bytes), (8 << 30, 0, 0, 0));
     for (to, driver) in FORMATS {
         let path = bench.path(&format!("{to:?}"));
         bench.restore(point.id, &path, Some(to)).await.unwrap();
