@@ -229,14 +229,14 @@ case $mode in
     lab | test | soak | bench) guest_image ;;
 esac
 # What is tested with need not be fast, but soon there; what is measured with must not be what is slow.
-case $mode in test | soak) tool "$s3s_fs" tools 0 --features binary ;; esac
 case $mode in
+    test | soak) tool "$s3s_fs" tools 0 --features binary ;;
     bench) tool "$s3s_fs" tools/fast 3 --features binary ;;
-    soak)
-        tool "$garage" tools 1
-        oldest_system
-        ;;
 esac
+if [ "$mode" = soak ]; then
+    tool "$garage" tools 1
+    oldest_system
+fi
 command -v cargo >/dev/null || [ -x "${HOME:-/root}/.cargo/bin/cargo" ] ||
     say "note: no cargo found; install Rust (https://rustup.rs) to build Virtward"
 say "$mode: ready"

@@ -7,8 +7,8 @@
 //!
 //! - [`State`] knows who is where and answers "may this move, and what would it save" in the time of a few resources.
 //! - [`climb`] takes improvements until there is none: milliseconds, for thousands of machines.
-//! - [`Search`] goes on from there for as long as it is stepped. It has no clock and takes its seed as an argument, so a
-//!   number of steps always gives the same result.
+//! - [`Search`] goes on from there for a number of steps that is planned beforehand. It has no clock and takes its seed as an
+//!   argument, so that number always gives the same result.
 //! - [`check()`] recomputes feasibility and cost from nothing but the problem.
 
 mod anneal;
