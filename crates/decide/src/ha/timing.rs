@@ -5,11 +5,13 @@
 //!
 //! Why the wait is what it is, for a host whose last heartbeat that the store took was sent at `s`:
 //!
-//!     s          the heartbeat is sent; FENCING commits after it, or the heartbeat would have been refused
-//!     s + m      the last check that may allow a pet of the watchdog
-//!     s + m + W  the latest pet: had the pause after the check been longer, the watchdog would have fired in it
-//!     s + m + 2W the watchdog fires
-//!     … + R      the machine is reset, and what it had sent to the storage has landed or never will
+//! ```text
+//! s          the heartbeat is sent; FENCING commits after it, or the heartbeat would have been refused
+//! s + m      the last check that may allow a pet of the watchdog
+//! s + m + W  the latest pet: had the pause after the check been longer, the watchdog would have fired in it
+//! s + m + 2W the watchdog fires
+//! … + R      the machine is reset, and what it had sent to the storage has landed or never will
+//! ```
 //!
 //! The coordinator counts from the answer to FENCING, so later than `s`: it waits `(m + 2W + R)(1 + ρ)/(1 − ρ)`.
 
