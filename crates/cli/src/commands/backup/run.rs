@@ -104,24 +104,32 @@ pub enum Quiesce {
 
 /// Backs up one VM after the other.
 pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
-    let (repository, hypervisor) = tokio::join!(connect::repository(app), connect::hypervisor(app));
-    let (repository, hypervisor) = match (repository, hypervisor) {
-        (Ok(repository), Ok(hypervisor)) => (repository, hypervisor),
-        (Err(failure), Ok(hypervisor)) => {
+    // A password is worth a tenth of a second of all cores, in which the hypervisor can say what it has.
+    let surveyed = async {
+        let hypervisor = connect::hypervisor(app).await?;
+        let known = hypervisor.list().await;
+        Ok((hypervisor, known))
+    };
+    let (repository, surveyed) = tokio::join!(connect::repository(app), surveyed);
+    let (repository, hypervisor, known) = match (repository, surveyed) {
+        (Ok(repository), Ok((hypervisor, known))) => (repository, hypervisor, known),
+        (Err(failure), Ok((hypervisor, _))) => {
             hypervisor.close().await;
             return Err(failure);
         }
         (Err(failure), Err(_)) | (Ok(_), Err(failure)) => return Err(failure),
     };
-    let outcome = run_on(app, args, &repository, &connect::env(app, hypervisor.clone())).await;
+    let outcome = match known {
+        Ok(known) => run_on(app, args, &repository, &connect::env(app, hypervisor.clone()), &known).await,
+        Err(error) => Err(error.into()),
+    };
     hypervisor.close().await;
     outcome
 }
 
-async fn run_on(app: &App, args: &Args, repository: &Repository, env: &Env) -> Result<(), Failure> {
-    let known = env.hypervisor.list().await?;
+async fn run_on(app: &App, args: &Args, repository: &Repository, env: &Env, known: &[Vm]) -> Result<(), Failure> {
     let wanted = match args.all {
-        true => protectable(app, &known),
+        true => protectable(app, known),
         false => args.vms.clone(),
     };
     if wanted.is_empty() {
@@ -131,7 +139,7 @@ async fn run_on(app: &App, args: &Args, repository: &Repository, env: &Env) -> R
     let options = options(args, &app.settings.backup);
     let mut failures = Vec::new();
     for name in &wanted {
-        match one(app, repository, env, &known, name, &options).await {
+        match one(app, repository, env, known, name, &options).await {
             Ok(point) => print(app, &point)?,
             Err(failure) => {
                 let failure = failure.about(name);

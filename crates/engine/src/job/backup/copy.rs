@@ -26,7 +26,7 @@ use super::origin::{ChunkRead, Origin};
 use crate::{Cancel, Error, Event, Observer, Result};
 
 /// Chunks in memory between the source and the repository, over all disks of a job.
-const CHUNKS_IN_FLIGHT: usize = 48;
+const CHUNKS_IN_FLIGHT: usize = 24;
 
 /// Longest changed range that is read without asking what of it is allocated.
 const UNASKED_BYTES_MAX: u64 = 4 << 20;
@@ -193,9 +193,9 @@ impl Source {
                     flow.check()?;
                     match step {
                         ChunkPlan::Zero { first, count } => send(sink, Item::Zero { first, count }).await?,
-                        ChunkPlan::Read { index, length, reads: places } => {
+                        ChunkPlan::Read { index, reads: places, .. } => {
                             let start = index * u64::from(self.chunk_bytes);
-                            let chunk = ChunkRead { start, length, parts: places };
+                            let chunk = ChunkRead { start, parts: places };
                             read_bytes += chunk.bytes();
                             let permit = flow.chunks.clone().acquire_owned();
                             let permit = self.while_reading(permit, flow, &mut reads, sink).await?;
@@ -303,7 +303,7 @@ impl Source {
         let start = index * u64::from(self.chunk_bytes);
         let length = u64::from(self.chunk_bytes).min(self.size_bytes - start);
         let whole = start..start + length;
-        let chunk = ChunkRead { start, length: length as u32, parts: vec![whole] };
+        let chunk = ChunkRead { start, parts: vec![whole] };
         self.origin.read(chunk, || vec![0; length as usize]).await
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{ops::Range, sync::Arc};
 
+use bytes::{Bytes, BytesMut};
 use futures::future::try_join_all;
 use virtward_decide::readplan::Span;
 use virtward_nbd::{ALLOC_ZERO, Client, DIRTY};
@@ -29,17 +30,12 @@ pub(super) enum Origin {
 /// A chunk to be read: these ranges of the disk, sorted and inside the chunk; the rest of it is zeros.
 pub(super) struct ChunkRead {
     pub start: u64,
-    pub length: u32,
     pub parts: Vec<Range<u64>>,
 }
 
 impl ChunkRead {
     pub(super) fn bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.end - part.start).sum()
-    }
-
-    fn is_whole(&self) -> bool {
-        self.bytes() == u64::from(self.length)
     }
 
     /// Fills the buffer, which is as long as the chunk, part by part, and clears what is between them.
@@ -82,24 +78,7 @@ impl Origin {
     /// Reads a chunk; `buffer` makes a buffer of its length, of any content.
     pub(super) async fn read(&self, chunk: ChunkRead, buffer: impl FnOnce() -> Vec<u8>) -> Result<ChunkBuf> {
         match self {
-            Self::Nbd { client, .. } if chunk.is_whole() => {
-                let bytes = client.read(chunk.start, chunk.length).await;
-                Ok(bytes.map_err(Error::nbd(reading(chunk.start, chunk.length as usize)))?.into())
-            }
-            Self::Nbd { client, .. } => {
-                let parts = try_join_all(chunk.parts.iter().map(async |part| {
-                    let length = (part.end - part.start) as u32;
-                    let got = client.read(part.start, length).await;
-                    got.map_err(Error::nbd(reading(part.start, length as usize)))
-                }));
-                let mut parts = parts.await?.into_iter();
-                let mut buffer = buffer();
-                chunk.fill(&mut buffer, |_, place| {
-                    place.copy_from_slice(&parts.next().unwrap_or_default());
-                    Ok(())
-                })?;
-                Ok(buffer.into())
-            }
+            Self::Nbd { client, .. } => Ok(receive(client, &chunk, buffer()).await?.into()),
             Self::Raw(image) => {
                 let (image, mut buffer) = (image.clone(), buffer());
                 blocking(move || {
@@ -117,6 +96,36 @@ impl Origin {
             client.disconnect().await;
         }
     }
+}
+
+/// Reads a chunk from an export into a buffer of its length: each part is received in its place.
+async fn receive(client: &Client, chunk: &ChunkRead, buffer: Vec<u8>) -> Result<Vec<u8>> {
+    let clear = |mut gap: BytesMut| {
+        gap.fill(0);
+        gap
+    };
+    let mut rest = Bytes::from(buffer).try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+    let mut done = chunk.start;
+    let mut places = Vec::with_capacity(chunk.parts.len());
+    for part in &chunk.parts {
+        let gap = clear(rest.split_to((part.start - done) as usize));
+        let place = rest.split_to((part.end - part.start) as usize);
+        done = part.end;
+        places.push(async move {
+            let length = place.len();
+            let got = client.read_into(part.start, length as u32, place).await;
+            Ok::<_, Error>((gap, got.map_err(Error::nbd(reading(part.start, length)))?))
+        });
+    }
+    let rest = clear(rest);
+    // Neighbours in memory are joined without copying.
+    let mut whole = BytesMut::new();
+    for (gap, part) in try_join_all(places).await? {
+        whole.unsplit(gap);
+        whole.unsplit(part);
+    }
+    whole.unsplit(rest);
+    Ok(Vec::from(whole))
 }
 
 fn reading(offset: u64, length: usize) -> String {
