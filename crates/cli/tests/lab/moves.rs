@@ -141,4 +141,40 @@ fn the_daemons_of_a_cluster_move_vms_empty_a_host_and_take_it_back() {
     let round = cluster.ok("h2", &["balance", "plan", "--interval", "1s"]);
     assert_eq!(round["hosts"].as_array().map(Vec::len), Some(2), "{round}");
     assert!(round["error"].is_null(), "{round}");
+
+    balances_by_itself(&cluster);
+}
+
+/// The leader sees that a rule is broken and has one of two VMs move to the other; it says so, and then leaves them alone.
+fn balances_by_itself(cluster: &Cluster) {
+    let lab = &cluster.lab;
+    assert_ne!(cluster.place("web1"), cluster.place("web2"));
+    let rules = lab.shared().join("rules.toml");
+    let rule = "[[rule]]\nname = \"web together\"\nkind = \"together\"\nvms = [\"web1\", \"web2\"]\n";
+    std::fs::write(&rules, rule).expect("rules");
+    let more = format!(
+        "\n[moves]\nrules = {rules:?}\n\n[balance]\nmode = \"automatic\"\neagerness = 1\ninterval-s = 2\nwatch-s = 1\n"
+    );
+    for host in ["h1", "h2"] {
+        let path = format!("/var/lib/virtward-lab/{}/{host}/virtward/config.toml", lab.name);
+        let text = std::fs::read_to_string(&path).expect("the daemon's configuration");
+        std::fs::write(&path, text + &more).expect("the daemon's configuration");
+        lab.lab(&["host", "daemon", "restart", host]);
+    }
+    wait("the two to be together", LONG, || {
+        let (one, other) = (cluster.place("web1"), cluster.place("web2"));
+        one.len() == 1 && one == other
+    });
+    let history = cluster.ok("h1", &["balance", "history"]);
+    let round = history.as_array().and_then(|rounds| rounds.last()).expect("a round that was kept");
+    assert!(round["moves"][0]["why"].as_str().is_some_and(|why| why.contains("web together")), "{round}");
+    let job = round["job"].as_str().expect("the job that carries it out");
+    wait("its job to end", LONG, || cluster.ok("h2", &["job", "show", job])["state"] == "succeeded");
+    assert_eq!(cluster.ok("h1", &["job", "show", job])["origin"]["by"], "balance");
+    lab.lab(&["vm", "wait", "web1"]);
+    // Further rounds find nothing to do.
+    let last = || cluster.ok("h1", &["balance", "auto"])["last"]["at"].as_str().map(str::to_owned);
+    let seen = last();
+    wait("another round", LONG, || last() > seen);
+    assert_eq!(cluster.ok("h1", &["balance", "history"]).as_array().map(Vec::len), Some(1), "{history}");
 }

@@ -207,26 +207,24 @@ async fn cut_and_copy(
     let quiesced = quiesce::freeze(job.env, job.vm.uuid, &name, agent, job.options).await?;
     let begun = begin(job, session, &mut decisions, id).await;
     let taken = Timestamp::now();
-    // The cut is made: it can be opened while the guest thaws.
-    let opened = async {
+    // The cut is made: it is copied while the guest thaws.
+    let copied = async {
         begun?;
-        open_all(job, session, chosen, facts, decisions).await
+        let sources = open_all(job, session, chosen, facts, decisions).await?;
+        job.phase(Phase::Copying);
+        let flow = Flow::new(job.options.bandwidth.map(|rate| rate.get()), job.observer, &name, job.cancel);
+        tokio::select! {
+            records = disks::store(writer, sources, job.options.sample_regions, &flow) => records,
+            error = watch::watch(job, &session.scratch, events) => Err(error),
+        }
     };
-    let ((quiesce, doubt), opened) = futures::join!(quiesced.thaw(), opened);
-    let sources = opened?;
+    let ((quiesce, doubt), copied) = futures::join!(quiesced.thaw(), copied);
     if let Some(doubt) = doubt {
         job.warn(doubt);
     }
     if let (Some(reason), QuiesceRequest::Auto) = (&quiesce.reason, quiesce.requested) {
         job.warn(format!("not quiesced, so crash-consistent: {reason}"));
     }
-
-    job.phase(Phase::Copying);
-    let flow = Flow::new(job.options.bandwidth.map(|rate| rate.get()), job.observer, &name, job.cancel);
-    let copied = tokio::select! {
-        records = disks::store(writer, sources, job.options.sample_regions, &flow) => records,
-        error = watch::watch(job, &session.scratch, events) => Err(error),
-    };
     Ok((quiesce, taken, copied?))
 }
 
