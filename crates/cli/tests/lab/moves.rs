@@ -152,13 +152,12 @@ fn balances_by_itself(cluster: &Cluster) {
     let rules = lab.shared().join("rules.toml");
     let rule = "[[rule]]\nname = \"web together\"\nkind = \"together\"\nvms = [\"web1\", \"web2\"]\n";
     std::fs::write(&rules, rule).expect("rules");
-    let more = format!(
-        "\n[moves]\nrules = {rules:?}\n\n[balance]\nmode = \"automatic\"\neagerness = 1\ninterval-s = 2\nwatch-s = 1\n"
-    );
+    let balance = "\n[balance]\nmode = \"automatic\"\neagerness = 1\ninterval-s = 2\nwatch-s = 1\n";
+    let moves = format!("[moves]\nrules = {rules:?}\n");
     for host in ["h1", "h2"] {
         let path = format!("/var/lib/virtward-lab/{}/{host}/virtward/config.toml", lab.name);
         let text = std::fs::read_to_string(&path).expect("the daemon's configuration");
-        std::fs::write(&path, text + &more).expect("the daemon's configuration");
+        std::fs::write(&path, text.replace("[moves]\n", &moves) + balance).expect("the daemon's configuration");
         lab.lab(&["host", "daemon", "restart", host]);
     }
     wait("the two to be together", LONG, || {
