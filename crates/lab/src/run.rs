@@ -109,13 +109,15 @@ pub fn wait_until(timeout: Duration, mut done: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + timeout;
     let mut pause = Duration::from_millis(2);
     loop {
+        let asked = Instant::now();
         if done() {
             return true;
         }
         if Instant::now() >= deadline {
             return false;
         }
-        thread::sleep(pause);
+        // Whatever is asked must not take the time of what is waited for.
+        thread::sleep(pause.max((asked.elapsed() * 2).min(Duration::from_millis(500))));
         pause = (pause * 2).min(Duration::from_millis(50));
     }
 }
