@@ -70,11 +70,14 @@ pub async fn details(hypervisor: &dyn Hypervisor, vm: Uuid) -> Details {
     }
 }
 
+fn document(xml: &str) -> Option<Document<'_>> {
+    let options = ParsingOptions { allow_dtd: false, nodes_limit: NODES_MAX };
+    (xml.len() <= XML_BYTES_MAX && is_shallow(xml)).then(|| Document::parse_with_options(xml, options))?.ok()
+}
+
 /// Reads a domain's XML; what cannot be read is empty.
 pub fn parse(xml: &str) -> Details {
-    let options = ParsingOptions { allow_dtd: false, nodes_limit: NODES_MAX };
-    let document = (xml.len() <= XML_BYTES_MAX && is_shallow(xml)).then(|| Document::parse_with_options(xml, options));
-    let Some(Ok(document)) = document else { return Details::default() };
+    let Some(document) = document(xml) else { return Details::default() };
     let root = document.root_element();
     let mut details = Details {
         title: text(root, "title"),
@@ -85,10 +88,7 @@ pub fn parse(xml: &str) -> Details {
     for node in child(root, "devices").into_iter().flat_map(|devices| devices.children()) {
         match node.tag_name().name() {
             "interface" => details.networks.push(nic(node)),
-            "channel" => {
-                let target = child(node, "target").and_then(|target| target.attribute("name"));
-                details.has_agent_channel |= target == Some("org.qemu.guest_agent.0");
-            }
+            "channel" => details.has_agent_channel |= agent_target(node).is_some(),
             _ => {}
         }
     }
@@ -98,6 +98,18 @@ pub fn parse(xml: &str) -> Details {
     details.tags.sort_unstable();
     details.tags.dedup();
     details
+}
+
+/// The end of a channel that belongs to the guest agent.
+fn agent_target<'a, 'b>(channel: Node<'a, 'b>) -> Option<Node<'a, 'b>> {
+    child(channel, "target").filter(|target| target.attribute("name") == Some("org.qemu.guest_agent.0"))
+}
+
+/// Whether the guest's agent is connected, as the XML of a running domain says.
+pub fn is_agent_connected(xml: &str) -> Option<bool> {
+    let document = document(xml)?;
+    let mut channels = child(document.root_element(), "devices")?.children();
+    Some(channels.find_map(agent_target)?.attribute("state")? == "connected")
 }
 
 fn values(metadata: Node<'_, '_>, details: &mut Details) {
@@ -174,6 +186,19 @@ mod tests {
         assert_eq!(details.title.as_deref(), Some("Shop"));
         assert_eq!(details.networks[0].source.as_deref(), Some("br0"));
         assert!(details.has_agent_channel);
+    }
+
+    #[test]
+    fn a_running_domain_says_whether_its_agent_is_there() {
+        let with = |state: &str| {
+            is_agent_connected(&format!(
+                "<domain><devices><channel type='pty'><target type='virtio' name='other' state='connected'/></channel>\
+                 <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'{state}/></channel></devices></domain>"
+            ))
+        };
+        assert_eq!(with(" state='connected'"), Some(true));
+        assert_eq!(with(" state='disconnected'"), Some(false));
+        assert_eq!((with(""), is_agent_connected("<domain/>"), is_agent_connected("<")), (None, None, None));
     }
 
     #[test]

@@ -39,6 +39,14 @@ impl Cluster {
         ["h1", "h2"].into_iter().filter(runs).collect()
     }
 
+    /// What a host's daemon answers.
+    fn get(&self, host: &str, path: &str) -> Value {
+        let socket = format!("/run/virtward-lab/{}/{host}/virtward/api.sock", self.lab.name);
+        let mut curl = self.lab.host_exec(host);
+        curl.args(["curl", "-sS", "--unix-socket", &socket, &format!("http://localhost/api/v1/{path}")]);
+        serde_json::from_slice(&run(curl, SOON).stdout).unwrap_or_default()
+    }
+
     fn job(&self, host: &str, query: &[&str]) -> Vec<Value> {
         let jobs = self.ok(host, &[&["job", "list"], query].concat());
         jobs.as_array().cloned().unwrap_or_default()
@@ -159,6 +167,12 @@ fn balances_by_itself(cluster: &Cluster) {
         let text = std::fs::read_to_string(&path).expect("the daemon's configuration");
         std::fs::write(&path, text.replace("[moves]\n", &moves) + balance).expect("the daemon's configuration");
         lab.lab(&["host", "daemon", "restart", host]);
+    }
+    // A daemon that was not there when the guests' agents came asks after them.
+    for vm in ["web1", "web2"] {
+        let path = format!("vms/{vm}");
+        let is_known = |host: &&str| cluster.get(host, &path)["guest"]["is_agent_connected"] == true;
+        wait("its agent to be known", SOON, || ["h1", "h2"].iter().any(is_known));
     }
     wait("the two to be together", LONG, || {
         let (one, other) = (cluster.place("web1"), cluster.place("web2"));

@@ -22,7 +22,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast::error::RecvError, mpsc};
 use uuid::Uuid;
-use virtward_hypervisor::{DomainEventKind, DomainStats, ErrorKind, Hypervisor};
+use virtward_hypervisor::{DomainEventKind, DomainStats, ErrorKind, Hypervisor, XmlView};
 use virtward_model::Vm;
 
 use crate::{
@@ -293,12 +293,8 @@ impl Inventory {
         let mut vms = BTreeMap::new();
         for vm in list {
             let details = Arc::new(collect::details(hypervisor, vm.uuid).await);
-            let view = VmView {
-                usage: usage.get(&vm.uuid).cloned(),
-                agent: memory.agents.get(&vm.uuid).copied(),
-                details,
-                vm,
-            };
+            let agent = memory.agent(hypervisor, &vm, &details).await;
+            let view = VmView { usage: usage.get(&vm.uuid).cloned(), agent, details, vm };
             vms.insert(view.vm.uuid, Arc::new(view));
         }
         let was = before.host.state;
@@ -330,7 +326,7 @@ impl Inventory {
         hypervisor: &dyn Hypervisor,
         dirty: BTreeSet<Uuid>,
         changes: &mpsc::Sender<Change>,
-        memory: &Memory,
+        memory: &mut Memory,
     ) {
         let before = self.world();
         let mut vms = before.vms.clone();
@@ -339,7 +335,7 @@ impl Inventory {
                 Ok(vm) => {
                     let details = Arc::new(collect::details(hypervisor, uuid).await);
                     let usage = vms.get(&uuid).and_then(|view| view.usage.clone()).filter(|_| vm.state.is_active());
-                    let agent = memory.agents.get(&uuid).copied();
+                    let agent = memory.agent(hypervisor, &vm, &details).await;
                     vms.insert(uuid, Arc::new(VmView { vm, details, usage, agent }));
                 }
                 Err(error) if error.kind == ErrorKind::NoDomain => {
@@ -386,6 +382,18 @@ struct Memory {
 }
 
 impl Memory {
+    /// Whether a guest's agent is connected. Events tell; of one that was connected before this began, there is none.
+    async fn agent(&mut self, hypervisor: &dyn Hypervisor, vm: &Vm, details: &Details) -> Option<bool> {
+        let known = self.agents.get(&vm.uuid).copied();
+        if known.is_some() || !vm.state.is_active() || !details.has_agent_channel {
+            return known;
+        }
+        let live = hypervisor.xml(vm.uuid, XmlView::Live).await.ok()?;
+        let connected = collect::is_agent_connected(&live)?;
+        self.agents.insert(vm.uuid, connected);
+        Some(connected)
+    }
+
     fn usage(&mut self, stats: Vec<DomainStats>) -> HashMap<Uuid, VmUsage> {
         let now = Instant::now();
         let mut usage = HashMap::new();
