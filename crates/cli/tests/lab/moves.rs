@@ -39,12 +39,13 @@ impl Cluster {
         ["h1", "h2"].into_iter().filter(runs).collect()
     }
 
-    /// What a host's daemon answers.
-    fn get(&self, host: &str, path: &str) -> Value {
+    /// What a host's daemon answers to a request, with a body or without.
+    fn ask(&self, host: &str, path: &str, body: Option<&str>) -> Value {
         let socket = format!("/run/virtward-lab/{}/{host}/virtward/api.sock", self.lab.name);
         let mut curl = self.lab.host_exec(host);
         curl.args(["curl", "-sS", "--unix-socket", &socket, &format!("http://localhost/api/v1/{path}")]);
-        serde_json::from_slice(&run(curl, SOON).stdout).unwrap_or_default()
+        curl.args(body.iter().flat_map(|body| ["-H", "content-type: application/json", "-d", body]));
+        serde_json::from_slice(&run(curl, SOON).stdout).expect("JSON")
     }
 
     fn job(&self, host: &str, query: &[&str]) -> Vec<Value> {
@@ -87,20 +88,7 @@ fn the_daemons_of_a_cluster_move_vms_empty_a_host_and_take_it_back() {
 
     // And back, asked of the node to which it goes.
     wait("the other node to know", SOON, || cluster.ok("h1", &["status"])["vms"]["total"] == 2);
-    let mut curl = lab.host_exec("h1");
-    let socket = format!("/run/virtward-lab/{}/h1/virtward/api.sock", lab.name);
-    curl.args([
-        "curl",
-        "-sS",
-        "--unix-socket",
-        &socket,
-        "-H",
-        "content-type: application/json",
-        "-d",
-        "{\"to\":\"h1\"}",
-    ]);
-    curl.arg("http://localhost/api/v1/vms/web1/migrate");
-    let asked: Value = serde_json::from_slice(&run(curl, SOON).stdout).expect("JSON");
+    let asked = cluster.ask("h1", "vms/web1/migrate", Some("{\"to\":\"h1\"}"));
     assert_eq!(asked["host"], "h2", "{asked}");
     wait("its end", LONG, || {
         cluster.ok("h1", &["job", "show", asked["id"].as_str().expect("an id")])["state"] == "succeeded"
@@ -126,12 +114,8 @@ fn the_daemons_of_a_cluster_move_vms_empty_a_host_and_take_it_back() {
     assert_eq!(resumed["was_drained"], true, "{resumed}");
 
     // One operation of a VM at a time: the migration waits for the backup, and the disk stays in order.
-    let mut backup = lab.host_exec("h2");
-    let socket = format!("/run/virtward-lab/{}/h2/virtward/api.sock", lab.name);
     let body = format!("{{\"vm\":\"web1\",\"full\":true,\"bandwidth_bytes_s\":{}}}", 4 << 20);
-    backup.args(["curl", "-sS", "--unix-socket", &socket, "-H", "content-type: application/json", "-d", &body]);
-    backup.arg("http://localhost/api/v1/jobs/backup");
-    run(backup, SOON);
+    cluster.ask("h2", "jobs/backup", Some(&body));
     wait("the backup to run", SOON, || cluster.job("h2", &["--kind", "backup", "--state", "running"]).len() == 1);
     let job = cluster.ok("h2", &["vm", "migrate", "web1", "--to", "h1"]);
     let backups = cluster.job("h1", &["--kind", "backup"]);
@@ -171,7 +155,7 @@ fn balances_by_itself(cluster: &Cluster) {
     // A daemon that was not there when the guests' agents came asks after them.
     for vm in ["web1", "web2"] {
         let path = format!("vms/{vm}");
-        let is_known = |host: &&str| cluster.get(host, &path)["guest"]["is_agent_connected"] == true;
+        let is_known = |host: &&str| cluster.ask(host, &path, None)["guest"]["is_agent_connected"] == true;
         wait("its agent to be known", SOON, || ["h1", "h2"].iter().any(is_known));
     }
     wait("the two to be together", LONG, || {
