@@ -189,6 +189,25 @@ oldest_system() {
     as_root mv -T "$root.new" "$root"
 }
 
+# A small Debian whose kernel serves and mounts NFS, for a guest. Its kernel is the one that guests boot.
+nfs_guest() {
+    local root=$image_cache/nfs-guest version
+    version=$(sed -n 's/^kernel //p' "$image_cache/current/versions" 2>/dev/null) || true
+    [ -n "$version" ] && [ -e "$root/usr/lib/modules/$version/modules.dep" ] && return 0
+    say "to make: a Debian with an NFS server in $root (400 MB)"
+    [ -z "$dry_run" ] || return 0
+    as_root rm -rf "$root.new"
+    as_root debootstrap --variant=minbase --include=nfs-kernel-server,nfs-common,kmod,libvirt0 \
+        "$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)" "$root.new" http://deb.debian.org/debian
+    (cd "$root.new" && as_root apt-get download -qq -o APT::Sandbox::User=root "linux-image-$version" &&
+        as_root dpkg-deb --fsys-tarfile ./linux-image-*.deb | as_root tar -x --keep-directory-symlink --wildcards './lib/modules/*' &&
+        as_root rm ./linux-image-*.deb)
+    as_root chroot "$root.new" depmod "$version"
+    as_root rm -rf "$root.new"/var/cache/apt "$root.new"/var/lib/apt/lists "$root.new"/usr/share/{doc,locale,man}
+    as_root rm -rf "$root"
+    as_root mv -T "$root.new" "$root"
+}
+
 # $1: crate and version, $2: directory below target, $3: how far it is optimised, then further arguments of cargo install
 tool() {
     local tools=${CARGO_TARGET_DIR:-$here/../target}/$2 name=${1% *} version=${1#* } cargo
@@ -236,6 +255,7 @@ esac
 if [ "$mode" = soak ]; then
     tool "$garage" tools 1
     oldest_system
+    nfs_guest
 fi
 command -v cargo >/dev/null || [ -x "${HOME:-/root}/.cargo/bin/cargo" ] ||
     say "note: no cargo found; install Rust (https://rustup.rs) to build Virtward"
