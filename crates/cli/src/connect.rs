@@ -60,7 +60,11 @@ pub async fn repository(app: &App) -> Result<Repository, Failure> {
 /// The same, with the secret that opened it.
 pub async fn repository_and_secret(app: &App) -> Result<(Repository, Secret), Failure> {
     let location = app.settings.repo.clone();
-    let store = self::store(app)?;
+    // Who opens it with what is at hand finds out by that whether it is there.
+    let store = match secret::is_at_hand(app) {
+        true => open_store(app, &location)?,
+        false => self::store(app)?,
+    };
     let found = secret::find(app)?;
     let (first, by_default, origin) = (found.secret, found.by_default, found.origin);
     let (attempt, secret) = (store.clone(), first.clone());

@@ -23,7 +23,7 @@ use crate::{
     },
     pack::{Entry, PackInfo, read::decode_record},
     store::{Put, Store, put_new},
-    util::{Cache, lock},
+    util::{Cache, lock, parallel_map},
 };
 
 /// Longest key slot.
@@ -75,13 +75,32 @@ pub(crate) fn read_slots(store: &dyn Store) -> Result<Vec<Slot>> {
         slots.push(object.name);
         Ok(())
     })?;
-    slots.sort();
-    Ok(slots.into_iter().map(|name| (name.clone(), store.get(&name, SLOT_BYTES_MAX))).collect())
+    let mut slots = parallel_map(&slots, store.fetches_in_flight(), |name| {
+        Ok(Some((name.clone(), store.get(name, SLOT_BYTES_MAX))))
+    })?;
+    slots.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(slots)
 }
 
-/// The clear description, from `config` or, if that is lost, from any key slot.
-pub(crate) fn read_config(store: &dyn Store, slots: &[Slot]) -> Result<Config> {
-    let lost = match store.get(names::CONFIG, SLOT_BYTES_MAX).and_then(|bytes| Config::decode(&bytes)) {
+/// Key slots and clear description; at once where answers take long to come.
+fn read_slots_and_config(store: &dyn Store) -> Result<(Vec<Slot>, Config)> {
+    let read = || store.get(names::CONFIG, SLOT_BYTES_MAX);
+    let (slots, bytes) = match store.fetches_in_flight() > 1 {
+        true => std::thread::scope(|scope| {
+            let bytes = scope.spawn(read);
+            let slots = read_slots(store);
+            (slots, bytes.join().unwrap_or_else(|_| read()))
+        }),
+        false => (read_slots(store), read()),
+    };
+    let slots = slots?;
+    let config = read_config(store, bytes, &slots)?;
+    Ok((slots, config))
+}
+
+/// The clear description, from what was read of `config` or, if that is lost, from any key slot.
+fn read_config(store: &dyn Store, bytes: Result<Vec<u8>>, slots: &[Slot]) -> Result<Config> {
+    let lost = match bytes.and_then(|bytes| Config::decode(&bytes)) {
         Ok(config) => return Ok(config),
         Err(e @ (Error::Missing { .. } | Error::Damaged { .. })) => e,
         Err(e) => return Err(e),
@@ -136,8 +155,7 @@ impl Repository {
 
     /// Opens a repository. Reads little more than the key slots; the index follows when it is needed.
     pub fn open(store: Arc<dyn Store>, secret: &Secret) -> Result<Self> {
-        let mut slots = read_slots(&*store)?;
-        let config = read_config(&*store, &slots)?;
+        let (mut slots, config) = read_slots_and_config(&*store)?;
         // A rotation that was interrupted leaves two slots for one secret: the newer one opens more.
         slots.sort_by_cached_key(|(name, bytes)| {
             let info = bytes.as_ref().ok().and_then(|bytes| slot::describe(name, bytes).ok());
@@ -180,11 +198,20 @@ impl Repository {
         let store = &*self.inner.store;
         let found = match store.get(names::CONFIG, SLOT_BYTES_MAX).and_then(|bytes| Config::decode(&bytes)) {
             Ok(config) => config,
-            Err(_) => read_config(store, &read_slots(store)?)?,
+            Err(_) => read_slots_and_config(store)?.1,
         };
         match found.repository == self.inner.config.repository {
             true => Ok(()),
             false => Err(Error::Replaced { location: store.location() }),
+        }
+    }
+
+    /// Reads the index meanwhile, for those who will need it in a moment, where the store's answers take long to come.
+    pub fn look_ahead(&self) {
+        if self.inner.store.fetches_in_flight() > 1 {
+            let repo = self.clone();
+            // What fails here fails again, and is told, where the index is needed.
+            std::thread::spawn(move || drop(repo.inner.index.state()));
         }
     }
 

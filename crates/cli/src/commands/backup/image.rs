@@ -44,6 +44,7 @@ pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
             .hint("give it one without @ and / with --name"));
     }
     let repository = connect::repository(app).await?;
+    repository.look_ahead();
     let set = ImageSet { name: name.clone(), files: args.files.clone(), format: args.format.clone() };
     let options = run::common(&args.common, &app.settings.backup);
     let outcome = backup_images(&repository, &set, &options, &*app.progress, &app.cancel).await;

@@ -119,6 +119,7 @@ pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
         }
         (Err(failure), Err(_)) | (Ok(_), Err(failure)) => return Err(failure),
     };
+    repository.look_ahead();
     let outcome = match known {
         Ok(known) => run_on(app, args, &repository, &connect::env(app, hypervisor.clone()), &known).await,
         Err(error) => Err(error.into()),

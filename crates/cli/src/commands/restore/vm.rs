@@ -42,6 +42,7 @@ pub struct Args {
 /// Restores.
 pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
     let repository = connect::repository(app).await?;
+    repository.look_ahead();
     connect::readable(&repository).await?;
     let all = connect::points(app, &repository).await?;
     let point = connect::point(app, &all, &args.point)?;
