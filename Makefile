@@ -59,9 +59,8 @@ lint: format-check
 
 bench:
 	scripts/setup.sh bench
-	$(CARGO) build --release
-	$(CARGO) build --release -p virtward-repo --example index_scale --example points_scale
-	$(CARGO) build --release -p virtward-server --example daemon_scale
+	$(CARGO) build --release -p virtward-cli -p virtward-lab -p virtward-repo -p virtward-server --bins \
+	    --example index_scale --example points_scale --example daemon_scale
 	scripts/bench.sh
 
 fmt:
