@@ -20,8 +20,9 @@ lab_packages=(busybox-static cpio lz4 zstd xz-utils iproute2 nftables fdisk e2fs
     python3 python3-cryptography python3-argon2 python3-zstandard python3-lz4)
 # An SSH server and certificates, to reach libvirt as on another host; TPMs and firmware for guests; the browser that the tests
 # of the web interface drive, and a font with which Chinese can be read in it.
-# Fence agents with a simulated BMC, servers that are probed or mailed to: a mail server, PostgreSQL; a clock that jumps.
-test_packages=(swtpm swtpm-tools ovmf openssh-server openssh-client openssl chromium chromium-driver fonts-noto-cjk
+# Fence agents with a simulated BMC, servers that are probed or mailed to: a mail server, PostgreSQL; a clock that jumps; who
+# tells of hardware.
+test_packages=(prometheus-node-exporter swtpm swtpm-tools ovmf openssh-server openssh-client openssl chromium chromium-driver fonts-noto-cjk
     fence-agents openipmi ipmitool python3-aiosmtpd postgresql faketime)
 fuzz_packages=(g++)
 soak_packages=(debootstrap)
@@ -118,6 +119,7 @@ disable_new_services() {
             etcd-server) units+=(etcd.service) ;;
             postgresql) units+=(postgresql.service) ;;
             openssh-server) units+=(ssh.service ssh.socket) ;;
+            prometheus-node-exporter) units+=(prometheus-node-exporter.service) ;;
             libvirt-daemon-system)
                 units+=(libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket virtlogd.socket
                     virtlockd.socket libvirt-guests.service)

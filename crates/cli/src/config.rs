@@ -58,6 +58,7 @@ struct File {
     ha: Option<Ha>,
     moves: Moves,
     balance: Balance,
+    health: Health,
     repositories: BTreeMap<String, OtherRepository>,
     notify: Notify,
 }
@@ -77,6 +78,10 @@ pub struct Moves {
     pub connections: Option<u32>,
     /// Encrypt by the hosts' certificates for migration.
     pub tls: Option<bool>,
+    /// Where certificates of the cluster for migrations are kept.
+    pub tls_dir: Option<PathBuf>,
+    /// The group that may read their key.
+    pub tls_group: Option<String>,
     /// Rules and importance (TOML), for drains and balancing.
     pub rules: Option<PathBuf>,
 }
@@ -102,6 +107,36 @@ pub struct Balance {
     /// What a migration can send per second.
     #[serde(deserialize_with = "rate")]
     pub link: Option<Bytes>,
+}
+
+/// `[health]`: who knows how this host's hardware is, and what follows.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Health {
+    /// URLs of pages of metrics, as Prometheus reads them.
+    pub metrics: Vec<String>,
+    /// The management controller.
+    pub redfish: Option<Redfish>,
+    /// Seconds between two looks.
+    pub interval_s: Option<u64>,
+    /// Whether a host that fails is emptied.
+    pub evacuate: bool,
+}
+
+/// `[health.redfish]`: a management controller.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Redfish {
+    /// `https://HOST`.
+    pub url: String,
+    /// User.
+    pub user: Option<String>,
+    /// File whose first line is the password.
+    pub password_file: Option<PathBuf>,
+    /// Authorities (PEM) that its certificate may come from.
+    pub ca_file: Option<PathBuf>,
+    /// Do not check its certificate.
+    pub insecure: bool,
 }
 
 /// `[cluster]`: how the daemons of several hosts work together. Written by `cluster init` and `cluster join`.
@@ -301,7 +336,7 @@ const ANY_REPOSITORY: &str = "repositories.NAME";
 const NAMED: [(&str, &str); 3] = [("repositories", ANY_REPOSITORY), ("webhook", "webhook.NAME"), ("mail", "mail.NAME")];
 
 /// Every key that the file may have, as it is written there.
-const KEYS: [(&str, &[&str]); 11] = [
+const KEYS: [(&str, &[&str]); 13] = [
     (
         "",
         &[
@@ -322,6 +357,7 @@ const KEYS: [(&str, &[&str]); 11] = [
             "ha",
             "moves",
             "balance",
+            "health",
             "repositories",
             "notify",
         ],
@@ -366,8 +402,10 @@ const KEYS: [(&str, &[&str]); 11] = [
             "start-ms",
         ],
     ),
-    ("moves", &["uri", "address", "bandwidth", "connections", "tls", "rules"]),
+    ("moves", &["uri", "address", "bandwidth", "connections", "tls", "tls-dir", "tls-group", "rules"]),
     ("balance", &["mode", "eagerness", "hold", "min-gain-percent", "interval-s", "watch-s", "parallel", "link"]),
+    ("health", &["metrics", "redfish", "interval-s", "evacuate"]),
+    ("redfish", &["url", "user", "password-file", "ca-file", "insecure"]),
     ("ha.fence", &["host", "name", "agent", "level", "parameters", "secrets", "timeout-s", "verify-s", "retries"]),
     (ANY_REPOSITORY, &["location", "password-file", "key-file"]),
     (
@@ -468,6 +506,8 @@ pub struct Settings {
     pub moves: Moves,
     /// When they move for the sake of load.
     pub balance: Balance,
+    /// Who knows how this host's hardware is.
+    pub health: Health,
     /// Repositories beside the main one.
     pub repositories: BTreeMap<String, OtherRepository>,
     /// Whom the daemon tells of what happens.
@@ -549,6 +589,7 @@ fn settle(
         ha: file.ha,
         moves: file.moves,
         balance: file.balance,
+        health: file.health,
         repositories: file.repositories,
         notify: file.notify,
         file: path.to_owned(),

@@ -8,6 +8,7 @@ pub mod balance;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod ha;
+pub mod health;
 pub mod migration;
 pub mod notify;
 pub mod placement;

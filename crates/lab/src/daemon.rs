@@ -49,6 +49,11 @@ pub fn config(at: HostRef<'_>) -> PathBuf {
     dir(at).join("config.toml")
 }
 
+/// Where the daemon keeps certificates for QEMU.
+pub fn migration_certificates(at: HostRef<'_>) -> PathBuf {
+    dir(at).join("migration")
+}
+
 /// The daemon's log.
 pub fn log(at: HostRef<'_>) -> PathBuf {
     at.lab.host_var_dir(at.host).join("log/virtward.log")
@@ -107,7 +112,10 @@ fn configuration(at: HostRef<'_>, key: &Path, more: &str) -> String {
         .replace("@FENCE_AGENT@", &fence::agent(at.lab).display().to_string());
     let moves = match more.contains("[moves]") {
         true => String::new(),
-        false => format!("[moves]\nuri = {:?}\n", at.lab.tcp_uri(at.host)),
+        false => {
+            let certificates = migration_certificates(at);
+            format!("[moves]\nuri = {:?}\ntls-dir = {certificates:?}\n", at.lab.tcp_uri(at.host))
+        }
     };
     format!(
         "repo = {:?}\nconnect = {:?}\nkey-file = {:?}\nruntime-dir = {:?}\nscratch-dir = {:?}\ncache-size = 0\n\

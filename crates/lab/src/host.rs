@@ -78,7 +78,9 @@ impl<'a> HostRef<'a> {
     pub fn prepare(self) -> Result<()> {
         let (run_dir, var_dir) = (self.lab.host_run_dir(self.host), self.lab.host_var_dir(self.host));
         let dirs = PRIVATE_DIRS.iter().map(|(name, _)| var_dir.join(name));
-        for dir in dirs.chain([run_dir.join("libvirt"), self.lab.local_dir(self.host)]) {
+        // libvirtd does not start if a directory that its configuration names is not there.
+        let named = [run_dir.join("libvirt"), self.lab.local_dir(self.host), daemon::migration_certificates(self)];
+        for dir in dirs.chain(named) {
             fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         }
         capabilities::seed(&var_dir.join("cache"), self.lab.root.as_deref());
@@ -102,7 +104,9 @@ impl<'a> HostRef<'a> {
         format!(
             "user = \"root\"\ngroup = \"root\"\nsecurity_driver = \"none\"\ncgroup_controllers = []\n\
              namespaces = []\nstdio_handler = \"file\"\nremember_owner = 0\n\
+             migrate_tls_x509_cert_dir = {:?}\nmigrate_tls_x509_verify = 1\n\
              shared_filesystems = [ \"{}\" ]\n",
+            crate::daemon::migration_certificates(self),
             self.lab.shared_dir().display()
         )
     }

@@ -270,6 +270,7 @@ fn config(dir: &Path, is_cluster: bool) -> Outcome<Config> {
         ha: None,
         moves: virtward_server::config::MovesConfig::default(),
         balance: virtward_server::config::BalanceConfig::default(),
+        health: virtward_server::config::HealthConfig::default(),
     })
 }
 

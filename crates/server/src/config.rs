@@ -55,6 +55,40 @@ pub struct Config {
     pub moves: MovesConfig,
     /// When they move for the sake of load.
     pub balance: BalanceConfig,
+    /// What is known of this host's hardware.
+    pub health: HealthConfig,
+}
+
+/// Who knows how this host's hardware is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthConfig {
+    /// Pages of metrics, as Prometheus reads them.
+    pub metrics: Vec<String>,
+    /// The management controller.
+    pub redfish: Option<RedfishConfig>,
+    /// Between two looks.
+    pub interval: Duration,
+    /// Whether a host that fails is emptied.
+    pub evacuate: bool,
+}
+
+impl Default for HealthConfig {
+    fn default() -> Self {
+        Self { metrics: Vec::new(), redfish: None, interval: Duration::from_secs(60), evacuate: false }
+    }
+}
+
+/// A management controller that speaks Redfish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedfishConfig {
+    /// `https://HOST`.
+    pub url: String,
+    /// User, and the file whose first line is the password.
+    pub login: Option<(String, PathBuf)>,
+    /// Authorities that its certificate may come from; default: the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Its certificate is not checked.
+    pub insecure: bool,
 }
 
 /// How VMs move between hosts.
@@ -70,8 +104,20 @@ pub struct MovesConfig {
     pub connections: u32,
     /// Encrypt by the hosts' certificates for migration.
     pub tls: bool,
+    /// Where certificates of the cluster for migrations are kept, and the group that may read their key; none: they are
+    /// not. With them `tls` holds towards hosts that have them too.
+    pub certificates: Option<MigrationCertificates>,
     /// What the administrator says of VMs and hosts.
     pub rules: Option<PathBuf>,
+}
+
+/// Certificates of the cluster for QEMU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MigrationCertificates {
+    /// What `migrate_tls_x509_cert_dir` in libvirt's qemu.conf names.
+    pub dir: PathBuf,
+    /// QEMU's group; none: the one that distributions give it, if it is there.
+    pub group: Option<String>,
 }
 
 /// When VMs move for the sake of load.

@@ -32,6 +32,7 @@ use crate::{
     config::Config,
     events::{Audit, Events, Note},
     failures::Result,
+    health::Health,
     hub::Hub,
     jobs::{
         Jobs,
@@ -94,6 +95,8 @@ pub struct Daemon {
     pub ha: Option<Ha>,
     /// Hosts that take no VMs, by node.
     pub drained: Table<String, HostDrain>,
+    /// What is known of this host's hardware.
+    pub health: Health,
     /// Rounds of balancing.
     pub rounds: Table<String, BalanceRound>,
     /// The way to other hosts' hypervisors.
@@ -148,6 +151,7 @@ impl Daemon {
             alarms: Alarms::load(&kv).await?,
             access: Access::load(kv.clone()).await?,
             drained: Table::load(&kv, moves::drained::PREFIX).await?,
+            health: Health::default(),
             rounds: Table::load(&kv, moves::balance::PREFIX).await?,
             others,
             config: RwLock::new(Arc::new(config)),

@@ -26,6 +26,7 @@ mod daemon;
 mod events;
 mod failures;
 pub mod ha;
+mod health;
 mod http;
 mod hub;
 mod jobs;
@@ -167,6 +168,7 @@ async fn serve(
     }
     loops.spawn(moves::balance::run(daemon.clone(), work.clone()));
     loops.spawn(pump::housekeeping(daemon.clone(), work.clone()));
+    loops.spawn(health::run(daemon.clone(), work.clone()));
     loops.spawn(alarms::run(daemon.clone(), work.clone()));
     answering.spawn(notify::run(daemon.clone(), doors.clone()));
     let router = http::router(daemon.clone());
@@ -186,6 +188,7 @@ async fn serve(
                 tracing::error!(%problem, "calls to other nodes go on as they did");
             }
         };
+        loops.spawn(moves::certificates::keep(daemon.clone(), identity.clone(), work.clone()));
         loops.spawn(peers::identity::keep(daemon.clone(), identity, changed, work.clone()));
     }
     daemon.events.add(Note::new(Severity::Info, "daemon-started", "the daemon started"));

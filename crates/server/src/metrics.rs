@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde::Serialize;
-use virtward_api::{Job, JobKind, JobState};
+use virtward_api::{HealthLevel, Job, JobKind, JobState};
 use virtward_engine::Migrated;
 
 use crate::{alarms, cluster::fleet::Fleet, daemon::Daemon, views, wire_up};
@@ -160,6 +160,18 @@ fn hosts(daemon: &Daemon, fleet: &Fleet, text: &mut Text) {
         daemons.push((labels(&[("node", node)]), if is_there { 1.0 } else { 0.0 }));
     }
     text.family("virtward_host_state", "gauge", "1 for the state that a host is in, as this daemon knows it.", &states);
+    let others = daemon.registry.other_hosts().into_iter().map(|host| (host.name, host.health));
+    let health = others.chain([(daemon.host_name(), daemon.health.now())]).filter_map(|(host, health)| {
+        let level = match health?.level {
+            HealthLevel::Unknown => return None,
+            HealthLevel::Ok => 0.0,
+            HealthLevel::Warning => 1.0,
+            HealthLevel::Critical => 2.0,
+        };
+        Some((labels(&[("host", &host)]), level))
+    });
+    let health: Vec<_> = health.collect();
+    text.family("virtward_host_health", "gauge", "A host's hardware: 0 well, 1 needs a look, 2 fails.", &health);
     text.family("virtward_node_up", "gauge", "1 if the daemon of a node tells that it is there.", &daemons);
 }
 

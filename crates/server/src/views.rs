@@ -277,6 +277,7 @@ impl<'a> Views<'a> {
             storage: if is_local { storages::of_host(world) } else { Vec::new() },
             is_local,
             drained: None,
+            health: self.daemon.health.now(),
         }
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{HostDrain, UpcomingRun};
+use super::{HostDrain, HostHealth, UpcomingRun};
 
 /// What is known of a host. Three ways of not being `up` are three different things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -65,6 +65,9 @@ pub struct Host {
     /// It is drained, or being drained: it takes no VMs.
     #[serde(default)]
     pub drained: Option<HostDrain>,
+    /// How its hardware is, if something is asked that knows.
+    #[serde(default)]
+    pub health: Option<HostHealth>,
 }
 
 /// A file system that holds disks of VMs.

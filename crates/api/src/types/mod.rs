@@ -31,7 +31,8 @@ pub use self::{
     },
     moves::{
         BalanceHost, BalanceMode, BalanceRequest, BalanceRound, BalanceStatus, DrainPlan, DrainRequest, FindingLevel,
-        HostDrain, MigratePlan, MigrateRequest, MoveDiskRequest, MoveFinding, PlannedMove, VmLeft,
+        HealthLevel, HostDrain, HostHealth, HostTrouble, MigratePlan, MigrateRequest, MoveDiskRequest, MoveFinding,
+        PlannedMove, VmLeft,
     },
     notify::{NotifyChannel, NotifyKind, NotifyOutcome, NotifyTest},
     point::{Point, PointDisk, PointQuiesce},

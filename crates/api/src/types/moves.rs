@@ -176,6 +176,42 @@ pub struct HostDrain {
     pub since: Timestamp,
 }
 
+/// How a host's hardware is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostHealth {
+    /// As far as it is believed.
+    pub level: HealthLevel,
+    /// Since when.
+    pub since: Timestamp,
+    /// What is wrong, the worst first.
+    pub troubles: Vec<HostTrouble>,
+    /// Sources that do not answer, and why.
+    pub unread: Vec<String>,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum HealthLevel {
+    /// Nothing has answered yet.
+    Unknown,
+    /// As it should be.
+    Ok,
+    /// It works, with less to spare.
+    Warning,
+    /// It fails, or is about to.
+    Critical,
+}
+
+/// What a sensor says that is not well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostTrouble {
+    /// How bad it is.
+    pub level: HealthLevel,
+    /// Which part, and what it says.
+    pub text: String,
+}
+
 /// What balancing does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]

@@ -73,6 +73,15 @@ fn the_daemons_of_a_cluster_move_vms_empty_a_host_and_take_it_back() {
     assert!(!there.status.success() && text(&there).contains("runs on h1 already"), "{}", text(&there));
     assert_eq!(cluster.place("web1"), ["h1"], "{plan}");
 
+    // What goes over the network is encrypted with certificates of the cluster: who does not know its authority sends nothing.
+    let authority = format!("/var/lib/virtward-lab/{}/h1/virtward/migration/ca-cert.pem", lab.name);
+    let whole = std::fs::read(&authority).expect("the authority of migrations");
+    std::fs::write(&authority, "nonsense").expect("a file");
+    let refused = cluster.output("h1", &["vm", "migrate", "web1", "--to", "h2"]);
+    assert!(!refused.status.success() && text(&refused).contains("ca-cert.pem"), "{}", text(&refused));
+    assert_eq!(cluster.place("web1"), ["h1"]);
+    std::fs::write(&authority, whole).expect("a file");
+
     // Done as a job on the host that has it, with what it came to.
     let job = cluster.ok("h1", &["vm", "migrate", "web1", "--to", "h2"]);
     assert_eq!(
@@ -82,7 +91,7 @@ fn the_daemons_of_a_cluster_move_vms_empty_a_host_and_take_it_back() {
     );
     assert!(job["result"]["downtime_ms"].is_u64() && job["result"]["to"] == "h2", "{job}");
     assert_eq!(cluster.place("web1"), ["h2"]);
-    lab.assert_guest_went_on("web1");
+    lab.assert_guest_goes_on("web1");
     let audit = cluster.ok("h1", &["job", "show", job["id"].as_str().expect("an id")]);
     assert_eq!(audit["origin"]["by"], "root", "{audit}");
 
@@ -104,7 +113,7 @@ fn the_daemons_of_a_cluster_move_vms_empty_a_host_and_take_it_back() {
     let steps = cluster.job("h1", &["--kind", "migrate"]);
     let of_drain = steps.iter().filter(|job| job["origin"]["after"] == drained["id"]);
     assert_eq!(of_drain.count(), 2, "{steps:?}");
-    lab.assert_guest_went_on("web1");
+    lab.assert_guest_goes_on("web1");
 
     // It takes nothing until it is resumed; every node knows.
     let refused = cluster.output("h2", &["vm", "migrate", "web2", "--to", "h1"]);
@@ -127,7 +136,9 @@ fn the_daemons_of_a_cluster_move_vms_empty_a_host_and_take_it_back() {
     let to = lab.shared().join("web1-moved.qcow2").display().to_string();
     let moved = cluster.ok("h1", &["vm", "move-disk", "web1", "--disk", "vda", "--to", &to]);
     assert_eq!((&moved["kind"], &moved["result"]["to"]), (&"move-disk".into(), &to.clone().into()), "{moved}");
-    lab.assert_guest_went_on("web1");
+    lab.assert_guest_goes_on("web1");
+
+    the_daemon_dies_while_it_empties_its_host(&cluster);
 
     // Balance of the whole cluster, by whoever is asked.
     let round = cluster.ok("h2", &["balance", "plan", "--interval", "1s"]);
@@ -135,6 +146,32 @@ fn the_daemons_of_a_cluster_move_vms_empty_a_host_and_take_it_back() {
     assert!(round["error"].is_null(), "{round}");
 
     balances_by_itself(&cluster);
+    empties_a_host_that_fails(&cluster);
+}
+
+/// Of a daemon that is killed in the middle of a drain and of a migration, the VM is on one host and goes on; the drain can
+/// be asked for again, and finds what is left.
+fn the_daemon_dies_while_it_empties_its_host(cluster: &Cluster) {
+    let lab = &cluster.lab;
+    assert_eq!((cluster.place("web1"), cluster.place("web2")), (vec!["h1"], vec!["h2"]));
+    let drain = cluster.ask("h2", "hosts/h1/drain", Some("{}"));
+    let migrates = || !cluster.job("h2", &["--kind", "migrate", "--state", "running"]).is_empty();
+    wait("a migration to run", SOON, migrates);
+    lab.lab(&["host", "daemon", "kill", "h1"]);
+    wait("nothing to be on its way", LONG, || {
+        let jobs = cluster.job("h2", &[]);
+        jobs.iter().all(|job| !matches!(job["state"].as_str(), Some("queued" | "running")))
+    });
+    assert_eq!(cluster.place("web1").len(), 1, "{drain}");
+    lab.assert_guest_goes_on("web1");
+    wait("the daemon to answer", SOON, || cluster.output("h1", &["status"]).status.success());
+    let again = cluster.ok("h2", &["host", "drain", "h1"]);
+    assert!(again["state"] == "succeeded" && again["result"]["left"].is_null(), "{again}");
+    assert_eq!((cluster.place("web1"), cluster.place("web2")), (vec!["h2"], vec!["h2"]));
+    lab.assert_guest_goes_on("web1");
+    cluster.ok("h2", &["host", "resume", "h1"]);
+    cluster.ok("h2", &["vm", "migrate", "web1", "--to", "h1"]);
+    assert_eq!(cluster.place("web1"), ["h1"]);
 }
 
 /// The leader sees that a rule is broken and has one of two VMs move to the other; it says so, and then leaves them alone.
@@ -174,4 +211,50 @@ fn balances_by_itself(cluster: &Cluster) {
     let seen = last();
     wait("another round", LONG, || last() > seen);
     assert_eq!(cluster.ok("h1", &["balance", "history"]).as_array().map(Vec::len), Some(1), "{history}");
+}
+
+/// A disk of the host on which both VMs run says that it fails; they are on the other host before it does.
+fn empties_a_host_that_fails(cluster: &Cluster) {
+    let lab = &cluster.lab;
+    let (failing, other) = match cluster.place("web1")[..] {
+        ["h1"] => ("h1", "h2"),
+        _ => ("h2", "h1"),
+    };
+    assert_eq!((cluster.place("web1"), cluster.place("web2")), (vec![failing], vec![failing]));
+    let said = lab.path("sensors");
+    std::fs::create_dir_all(&said).expect("a directory");
+    let disk = |is_well: u8| {
+        // As an exporter's scripts do: a page is there whole or not at all.
+        let page = format!("smartmon_device_smart_healthy{{disk=\"/dev/sda\",type=\"sat\"}} {is_well}\n");
+        std::fs::write(said.join("new"), page).expect("a page");
+        std::fs::rename(said.join("new"), said.join("smartmon.prom")).expect("a page");
+    };
+    disk(1);
+    let directory = format!("--collector.textfile.directory={}", said.display());
+    let exporter = ["host", "exec", failing, "--", "prometheus-node-exporter", "--collector.disable-defaults"];
+    let further = ["--collector.textfile", &directory, "--web.listen-address=127.0.0.1:9100"];
+    let _exporter = lab.start_lab(&[&exporter[..], &further[..]].concat());
+    let path = format!("/var/lib/virtward-lab/{}/{failing}/virtward/config.toml", lab.name);
+    let text = std::fs::read_to_string(&path).expect("the daemon's configuration");
+    let health = "\n[health]\nmetrics = [\"http://127.0.0.1:9100/metrics\"]\ninterval-s = 1\nevacuate = true\n";
+    std::fs::write(&path, text + health).expect("the daemon's configuration");
+    lab.lab(&["host", "daemon", "restart", failing]);
+    let level = |of: &str| cluster.ask(of, &format!("hosts/{failing}"), None)["health"]["level"].clone();
+    // What one daemon reads all know.
+    wait("the hardware to be looked at", SOON, || level(other) == "ok");
+    wait("the exporter to answer", SOON, || {
+        cluster.ask(failing, &format!("hosts/{failing}"), None)["health"]["unread"] == serde_json::json!([])
+    });
+
+    disk(0);
+    wait("both VMs to have left", LONG, || cluster.place("web1") == [other] && cluster.place("web2") == [other]);
+    lab.assert_guest_went_on("web1");
+    wait("its end to be known", SOON, || {
+        let jobs = cluster.job(other, &["--kind", "drain"]);
+        jobs.iter().any(|job| job["origin"]["by"] == "health" && job["state"] == "succeeded")
+    });
+    let host = cluster.ask(other, &format!("hosts/{failing}"), None);
+    assert_eq!((&host["health"]["level"], &host["drained"]["by"]), (&"critical".into(), &"health".into()), "{host}");
+    let troubles = host["health"]["troubles"].to_string();
+    assert!(troubles.contains("disk /dev/sda: SMART says that it fails"), "{host}");
 }

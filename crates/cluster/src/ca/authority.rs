@@ -35,6 +35,8 @@ pub enum Role {
     Node,
     /// Calls nodes, and is none.
     Client,
+    /// QEMU, which sends and takes the memory and disks of VMs that migrate.
+    Migration,
 }
 
 impl fmt::Display for Role {
@@ -42,6 +44,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Role::Node => "node",
             Role::Client => "client",
+            Role::Migration => "migration",
         })
     }
 }
@@ -53,6 +56,7 @@ impl FromStr for Role {
         match text {
             "node" => Ok(Role::Node),
             "client" => Ok(Role::Client),
+            "migration" => Ok(Role::Migration),
             _ => Err(certificate(format!("unknown role {text:?}"))),
         }
     }
@@ -171,7 +175,7 @@ impl Authority {
         let request = CertificateSigningRequestDer::from(request_der);
         let request = CertificateSigningRequestParams::from_der(&request).map_err(|error| refuse(error.to_string()))?;
         let mut names = subject.addresses.clone();
-        if subject.role == Role::Node {
+        if subject.role != Role::Client {
             names.push(node_server_name(&subject.name));
         }
         let mut params = CertificateParams::new(names).map_err(|error| refuse(error.to_string()))?;
@@ -180,8 +184,14 @@ impl Authority {
         params.distinguished_name.push(DnType::OrganizationalUnitName, subject.role.to_string());
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        if subject.role == Role::Migration {
+            // QEMU looks for it before it uses a certificate, though keys of this kind do not encipher any.
+            params.key_usages.push(KeyUsagePurpose::KeyEncipherment);
+        }
         params.extended_key_usages = match subject.role {
-            Role::Node => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+            Role::Node | Role::Migration => {
+                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
+            }
             Role::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
         };
         params.use_authority_key_identifier_extension = true;

@@ -25,7 +25,7 @@ pub use self::{
     files::{read_secret, write_secret},
     tls::{ClientAuth, Credentials, client_config, join_client_config, server_config},
     token::{JoinToken, Redeemed, make_token, redeem_token, revoke_token},
-    vault::{ClusterKey, create_ca, load_ca},
+    vault::{ClusterKey, create_ca, load_ca, migration_ca},
 };
 
 /// Result of this module.

@@ -13,6 +13,8 @@ use crate::{Compare, Op, Store};
 
 /// Where the authority is.
 const KEY: &str = "/ca";
+/// Where that of migrations is.
+const MIGRATION_KEY: &str = "/ca-migration";
 
 /// What opens the authority's key. On the disks of the nodes, never in the store.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -71,7 +73,28 @@ fn context(fingerprint: Fingerprint) -> Aad<Vec<u8>> {
 
 /// Makes the cluster's authority and stores it, once: [`Error::Exists`] if there is one.
 pub async fn create_ca(store: &dyn Store, key: &ClusterKey, cluster: &str, now: Timestamp) -> Result<Authority> {
-    let authority = Authority::create(cluster, now)?;
+    create(store, KEY, key, Authority::create(cluster, now)?).await
+}
+
+/// The cluster's authority, able to sign.
+pub async fn load_ca(store: &dyn Store, key: &ClusterKey) -> Result<Authority> {
+    load(store, KEY, key).await
+}
+
+/// The authority of what QEMU shows when VMs migrate; made by whoever asks first. Another one than the cluster's, because
+/// QEMU's keys can be read by every QEMU of their host: who breaks out of a guest must not become a node.
+pub async fn migration_ca(store: &dyn Store, key: &ClusterKey, now: Timestamp) -> Result<Authority> {
+    match load(store, MIGRATION_KEY, key).await {
+        Err(Error::Missing) => {}
+        known => return known,
+    }
+    match create(store, MIGRATION_KEY, key, Authority::create("migration", now)?).await {
+        Err(Error::Exists) => load(store, MIGRATION_KEY, key).await,
+        made => made,
+    }
+}
+
+async fn create(store: &dyn Store, place: &'static str, key: &ClusterKey, authority: Authority) -> Result<Authority> {
     let unsealed = |_| Error::Sealed { what: "it cannot be sealed".into() };
     let nonce = random::<NONCE_LEN>()?;
     let mut sealed = authority.key_pem().as_bytes().to_vec();
@@ -81,13 +104,12 @@ pub async fn create_ca(store: &dyn Store, key: &ClusterKey, cluster: &str, now: 
     let sealed_key = STANDARD.encode([&nonce[..], &sealed].concat());
     let record = Record { version: 1, certificate_pem: authority.certificate_pem().into(), sealed_key };
     let value = serde_json::to_vec(&record).map_err(super::certificate)?;
-    let outcome = store.txn(vec![Compare::absent(KEY)], vec![Op::put(KEY, value)]).await?;
+    let outcome = store.txn(vec![Compare::absent(place)], vec![Op::put(place, value)]).await?;
     if outcome.succeeded { Ok(authority) } else { Err(Error::Exists) }
 }
 
-/// The cluster's authority, able to sign.
-pub async fn load_ca(store: &dyn Store, key: &ClusterKey) -> Result<Authority> {
-    let entry = store.get(KEY.as_bytes()).await?.ok_or(Error::Missing)?;
+async fn load(store: &dyn Store, place: &'static str, key: &ClusterKey) -> Result<Authority> {
+    let entry = store.get(place.as_bytes()).await?.ok_or(Error::Missing)?;
     let broken = |what: &str| Error::Sealed { what: what.into() };
     let record: Record = serde_json::from_slice(&entry.value).map_err(|error| broken(&error.to_string()))?;
     if record.version != 1 {

@@ -134,11 +134,8 @@ pub async fn drain(
         let detail = format!("the daemon of {host} does not answer, and it is the one that empties it");
         return Err(Problem::new(Code::Unavailable, detail).hint("virtward cluster status shows the nodes").into());
     }
-    let is_drain = |record: &crate::jobs::record::Record| {
-        matches!(record.work, Work::Drain { .. }) && record.node == node && !record.job.state.is_final()
-    };
-    if let Some(record) = daemon.jobs.records().iter().find(|record| is_drain(record)) {
-        let detail = format!("{host} is being drained already by job {}", record.job.id);
+    if let Some(job) = moves::draining(&daemon, &node) {
+        let detail = format!("{host} is being drained already by job {job}");
         return Err(Problem::new(Code::Conflict, detail).hint("virtward job watch follows it").into());
     }
     let fleet = daemon.fleet();

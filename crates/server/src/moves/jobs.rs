@@ -27,7 +27,7 @@ use crate::{
     cluster::fleet::Placed,
     daemon::Daemon,
     failures::{self, Result},
-    jobs::record::Record,
+    jobs::record::{Record, Work},
 };
 
 /// VMs that a drain moves at the same time, unless said otherwise.
@@ -86,12 +86,14 @@ fn daemon_itself() -> Principal {
 /// Options of a migration that was asked for; what was not said is as configured.
 fn options(daemon: &Arc<Daemon>, request: &MigrateRequest, node: &str, force: bool) -> MigrateOptions {
     let moves = daemon.config().moves.clone();
+    let name = reach::certified(daemon, node);
     let mut options = MigrateOptions {
         bandwidth: request.bandwidth_bytes_s.map(Bytes).or(moves.bandwidth),
         with_storage: request.with_storage,
         unsafe_cache: request.unsafe_cache,
         parallel: moves.connections,
-        tls: moves.tls,
+        tls: moves.tls || name.is_some(),
+        tls_name: name,
         closed: drained::closed(daemon, node),
         passage: Some(Arc::new(Passage { daemon: daemon.clone(), force })),
         ..MigrateOptions::default()
@@ -249,6 +251,14 @@ async fn evacuation(daemon: &Arc<Daemon>, request: &DrainRequest) -> Result<(Eva
     let mut planned = planned.map_err(|error| failures::engine(&error))?;
     planned.warnings.extend(why_not);
     Ok((planned, options))
+}
+
+/// The job that empties a node now, if one does.
+pub fn draining(daemon: &Daemon, node: &str) -> Option<Uuid> {
+    let empties = |record: &Record| {
+        matches!(record.work, Work::Drain { .. }) && record.node == node && !record.job.state.is_final()
+    };
+    daemon.jobs.records().iter().find(|record| empties(record)).map(|record| record.job.id)
 }
 
 /// Refuses to empty a host if the others would then have no room for the host failures that are to be survived.

@@ -10,11 +10,12 @@
 
 pub mod balance;
 mod carry;
+pub mod certificates;
 pub mod drained;
 mod jobs;
 pub mod reach;
 
 pub use self::{
-    jobs::{drain, drain_plan, may_drain, migrate, migrate_plan, move_disk, rebalance},
+    jobs::{drain, drain_plan, draining, may_drain, migrate, migrate_plan, move_disk, rebalance},
     reach::Reach,
 };

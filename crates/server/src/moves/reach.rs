@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use virtward_api::{Code, Problem};
+use virtward_cluster::ca::node_server_name;
 use virtward_engine::Destination;
 use virtward_hypervisor::{Hypervisor, host_of};
 
@@ -25,6 +26,9 @@ pub struct Reach {
     /// Address to which memory and disks of VMs are sent; none: that of the URI.
     #[serde(default)]
     pub address: Option<String>,
+    /// Its QEMU has certificates of the cluster.
+    #[serde(default)]
+    pub certified: bool,
 }
 
 /// How others reach this host: as it says itself, else as this daemon does if that is over the network, else over SSH at
@@ -37,7 +41,16 @@ pub fn own(config: &Config) -> Option<Reach> {
         (None, false) => config.connect.clone(),
         (None, true) => format!("qemu+ssh://{}/system", peers?),
     };
-    Some(Reach { address: config.moves.address.clone().or_else(|| host_of(&uri).map(str::to_owned)), uri })
+    let address = config.moves.address.clone().or_else(|| host_of(&uri).map(str::to_owned));
+    let is_node = config.cluster.as_ref().is_some_and(|cluster| cluster.listen.is_some());
+    Some(Reach { address, uri, certified: is_node && config.moves.certificates.is_some() })
+}
+
+/// The name that a node's QEMU shows, if it and this host's have certificates of the cluster.
+pub fn certified(daemon: &Daemon, node: &str) -> Option<String> {
+    let has = |reach: Option<Reach>| reach.is_some_and(|reach| reach.certified);
+    let there = daemon.registry.hosts.get(&node.to_owned()).and_then(|record| record.reach.clone());
+    (has(own(&daemon.config())) && has(there)).then(|| node_server_name(node))
 }
 
 /// The node of a host that a request names.

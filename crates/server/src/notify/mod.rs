@@ -11,7 +11,7 @@
 mod channel;
 mod mail;
 mod message;
-mod trust;
+pub(crate) mod trust;
 mod webhook;
 
 use std::{

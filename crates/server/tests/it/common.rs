@@ -209,6 +209,7 @@ impl Place {
             ha: None,
             moves: virtward_server::config::MovesConfig::default(),
             balance: virtward_server::config::BalanceConfig::default(),
+            health: virtward_server::config::HealthConfig::default(),
             cluster: self.is_cluster.then(|| ClusterConfig {
                 listen: self.peers,
                 address: self.peers.map(|address| address.to_string()),

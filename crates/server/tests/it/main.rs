@@ -7,6 +7,7 @@ mod cluster;
 mod common;
 mod etcd;
 mod fuzz;
+mod health;
 mod jobs;
 mod lists;
 mod notify;

@@ -6,7 +6,7 @@ import { bytes, clock, number, when } from '../format.js';
 import { t } from '../i18n.js';
 import { button, card, chip, empty, facts, gauge, head, note, soon, table, tone } from '../ui.js';
 import { drain, resume } from './moves.js';
-import { advance, jobTable, place, vmPath } from './shared.js';
+import { advance, health, jobTable, place, vmPath } from './shared.js';
 
 const VMS_MAX = 100;
 const JOBS_MAX = 8;
@@ -40,6 +40,7 @@ export default function host({ params, who, load, update }) {
         [t('hosts.since-long'), [clock(data.since), ' · ', when(data.since)]],
         data.seen && [t('hosts.seen'), when(data.seen)],
         data.drained && [t('moves.drained'), [when(data.drained.since), ` · ${data.drained.by}`]],
+        data.health && [t('hosts.health'), [health(data), ' ', when(data.health.since), data.health.troubles.map((trouble) => h('div', { key: trouble.text }, h('small', null, trouble.text))), data.health.unread.map((why) => h('div', { key: why }, h('small', { class: 'soft' }, t('hosts.health-unread', { why }))))]],
         [t('nav.vms'), t('hosts.vms', { all: number(data.vms), running: number(data.vms_running) })],
         [t('hosts.jobs'), number(data.jobs_running)],
         [t('hosts.versions'), `libvirt ${data.libvirt_version ?? '–'} · QEMU ${data.qemu_version ?? '–'}`],

@@ -6,7 +6,7 @@ import { h } from '../dom.js';
 import { number } from '../format.js';
 import { t } from '../i18n.js';
 import { card, chip, choices, empty, head, table } from '../ui.js';
-import { hostPath, keep, load as loadOf, memory, room } from './shared.js';
+import { health, hostPath, keep, load as loadOf, memory, room } from './shared.js';
 
 const STATES = ['up', 'libvirtd-down', 'down', 'unknown'];
 const FIELDS = { up: 'up', 'libvirtd-down': 'libvirtd_down', down: 'down', unknown: 'unknown' };
@@ -36,7 +36,7 @@ export default function hosts({ query, go, load, update }) {
 
   const columns = () => [
     { label: t('hosts.host'), cell: (host) => [h('a', { class: 'name', href: hostPath(host.name) }, host.name), host.is_local && [' ', h('span', { class: 'tag' }, t('hosts.local'))]] },
-    { label: t('hosts.state'), cell: (host) => [chip('host', host.state, t(`host.${host.state}`)), host.state !== 'up' && h('div', null, h('small', null, host.reason))] },
+    { label: t('hosts.state'), cell: (host) => [chip('host', host.state, t(`host.${host.state}`)), host.health && ['warning', 'critical'].includes(host.health.level) && [' ', health(host)], host.state !== 'up' && h('div', null, h('small', null, host.reason))] },
     { label: t('hosts.vms-running'), num: true, cell: (host) => h('a', { href: api.path(['vms'], { host: host.name }) }, t('hosts.vms-short', { all: number(host.vms), running: number(host.vms_running) })) },
     { label: t('hosts.jobs'), minor: true, num: true, cell: (host) => number(host.jobs_running) },
     { label: t('hosts.load'), cell: loadOf },

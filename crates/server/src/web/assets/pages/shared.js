@@ -142,3 +142,10 @@ export const nodeChoice = (names, value, choose) => names.length > 1 && select(v
 
 /** Says which nodes did not answer: what they know is not in a list. */
 export const missing = (names) => names.length > 0 && h('div', { role: 'status', class: 'tools', key: 'missing' }, note('warn', t('cluster.missing', { names: names.join(', ') })));
+
+// A host's hardware in one word.
+export function health(host) {
+  const { level } = host.health;
+  const tone = { ok: 'good', warning: 'warn', critical: 'bad' }[level] ?? 'plain';
+  return h('span', { class: `chip ${tone}` }, t(`hosts.health-${level}`));
+}
