@@ -11,6 +11,11 @@ const HOSTS: &[Param] = &[
 ];
 const VMS: &[Param] = &[
     text("name", "Only names that contain this; with `*` or `?`, only names that match it whole."),
+    text(
+        "search",
+        "Only VMs whose name, or the host name or an address that their guest tells, contains this; with `*` or `?`, matches \
+         it whole.",
+    ),
     text("tag", "Only VMs with this tag."),
     text("host", "Only VMs of this host."),
     text("state", "Only VMs in this state: running, paused, shut-off, crashed, other."),

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use virtward_api::{Code, Explanation, HostState, PolicyVerdict, PowerState, Problem, ProtectionState, Vm, VmRef};
 use virtward_decide::{pointref, schedule};
+use virtward_engine::reconcile::inventory::VmView;
 use virtward_model::select::Pattern;
 
 use super::{
@@ -61,10 +62,21 @@ fn is_named(wanted: Option<&str>, name: &str) -> bool {
     }
 }
 
+/// Whether a VM is known by such a name, outside or inside of it, or is reached there.
+fn is_found(wanted: &str, view: &VmView) -> bool {
+    let guest = view.guest.as_deref();
+    let hostname = guest.and_then(|guest| guest.hostname.as_ref());
+    let mut addresses = guest.into_iter().flat_map(|guest| guest.addresses.values().flatten());
+    is_named(Some(wanted), &view.vm.name)
+        || hostname.is_some_and(|name| is_named(Some(wanted), name))
+        || addresses.any(|address| is_named(Some(wanted), &address.to_string()))
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmParams {
     name: Option<String>,
+    search: Option<String>,
     tag: Option<String>,
     host: Option<String>,
     state: Option<String>,
@@ -135,6 +147,7 @@ pub async fn list(State(daemon): State<Arc<Daemon>>, Params(query): Params<VmPar
         .vms
         .values()
         .filter(|placed| is_named(query.name.as_deref(), &placed.view.vm.name))
+        .filter(|placed| query.search.as_ref().is_none_or(|wanted| is_found(wanted, &placed.view)))
         .filter(|placed| query.tag.as_ref().is_none_or(|tag| placed.view.details.tags.contains(tag)))
         .map(|placed| views.vm(placed))
         .filter(|vm| query.host.as_ref().is_none_or(|host| *host == vm.host))
