@@ -174,7 +174,7 @@ pub async fn list(State(daemon): State<Arc<Daemon>>, Params(query): Params<VmPar
     ok(&virtward_api::Page { items, next, total, missing: Vec::new() })
 }
 
-/// A VM by name or UUID.
+/// A VM by name or UUID. That there is none is only said when every host has been looked at.
 pub fn find<'a>(fleet: &'a Fleet, name: &str) -> Result<&'a Placed> {
     fleet.find(name).ok_or_else(|| {
         let near = pointref::nearest(name, fleet.vms.values().map(|placed| placed.view.vm.name.as_str()));
@@ -183,6 +183,13 @@ pub fn find<'a>(fleet: &'a Fleet, name: &str) -> Result<&'a Placed> {
             [one] => format!("host {one}"),
             all => format!("the {} hosts of the cluster", all.len()),
         };
+        let unseen: Vec<&str> =
+            fleet.hosts.values().filter(|host| !host.is_complete).map(|host| host.name.as_str()).collect();
+        if !unseen.is_empty() {
+            let text = format!("no VM {name} is known, and what runs on {} has not been seen yet", unseen.join(", "));
+            return Problem::new(Code::HypervisorUnreachable, text)
+                .hint("a daemon that just started looks at once: ask again; GET /api/v1/hosts says if libvirt does not answer");
+        }
         let problem = Problem::new(Code::NotFound, format!("there is no VM {name} on {of}"));
         match near.is_empty() {
             true => problem.hint("GET /api/v1/vms lists the VMs"),
@@ -241,4 +248,20 @@ pub async fn explain(State(daemon): State<Arc<Daemon>>, Name(name): Name) -> Ans
         }
     });
     ok(&Explanation { vm, policies: policies.collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::fleet::FleetHost;
+
+    #[test]
+    fn a_host_that_was_not_seen_yet_may_have_any_vm() {
+        let mut fleet = Fleet::default();
+        let host = FleetHost { name: "h1".into(), state: HostState::Up, is_complete: false };
+        fleet.hosts.insert("h1".into(), host);
+        assert_eq!(find(&fleet, "web1").err().map(|problem| problem.code), Some(Code::HypervisorUnreachable));
+        fleet.hosts.get_mut("h1").unwrap().is_complete = true;
+        assert_eq!(find(&fleet, "web1").err().map(|problem| problem.code), Some(Code::NotFound));
+    }
 }
