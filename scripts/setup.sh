@@ -20,10 +20,10 @@ lab_packages=(busybox-static cpio lz4 zstd xz-utils iproute2 nftables fdisk e2fs
     python3 python3-cryptography python3-argon2 python3-zstandard python3-lz4)
 # An SSH server and certificates, to reach libvirt as on another host; TPMs and firmware for guests; the browser that the tests
 # of the web interface drive, and a font with which Chinese can be read in it.
-# Fence agents with a simulated BMC, servers that are probed or mailed to: a mail server, PostgreSQL; a clock that jumps; who
-# tells of hardware.
-test_packages=(prometheus-node-exporter swtpm swtpm-tools ovmf openssh-server openssh-client openssl chromium chromium-driver fonts-noto-cjk
-    fence-agents openipmi ipmitool python3-aiosmtpd postgresql faketime)
+# Fence agents with a simulated BMC, servers that are probed or mailed to: a mail server, PostgreSQL; a clock that jumps;
+# who tells of hardware; what runs the unit.
+test_packages=(swtpm swtpm-tools ovmf openssh-server openssh-client openssl chromium chromium-driver fonts-noto-cjk
+    fence-agents openipmi ipmitool python3-aiosmtpd postgresql faketime prometheus-node-exporter systemd dbus)
 fuzz_packages=(g++)
 soak_packages=(debootstrap)
 bench_packages=(restic borgbackup virtnbdbackup b3sum openssl)

@@ -4,7 +4,7 @@
 //! to an [`Observer`], stops at a [`Cancel`], and leaves nothing half-done behind: what a killed job leaves, the next
 //! run of the same job cleans up.
 //!
-//! [`collect`] and [`reconcile`] keep an inventory of what a host has.
+//! [`collect`], [`guest`] and [`reconcile`] keep an inventory of what a host has.
 //!
 //! Not here: scheduling, clusters, rendering, exit codes.
 
@@ -14,6 +14,7 @@ mod env;
 mod error;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod guest;
 pub mod ha;
 mod image;
 pub mod job;

@@ -63,7 +63,11 @@ use tokio::{
 };
 use uuid::Uuid;
 use virtward_api::{Code, Problem, Severity};
-use virtward_engine::{Cancel, ha::run::Ha, reconcile::inventory::Inventory};
+use virtward_engine::{
+    Cancel,
+    ha::run::Ha,
+    reconcile::{guests, inventory::Inventory},
+};
 
 use crate::{
     cluster::nodes::Me,
@@ -153,6 +157,8 @@ async fn serve(
     let (every, last) = (config.reconcile, doors.clone());
     answering.spawn(async move { inventory.run(every, sender, last).await });
     answering.spawn(pump::run(daemon.clone(), changes));
+    let (asked, runtime) = (daemon.inventory.clone(), config.dirs.runtime.clone());
+    loops.spawn(guests::run(asked, runtime, guests::Pace::default(), work.clone()));
     loops.spawn(jobs::runner::run(daemon.clone(), work.clone()));
     loops.spawn(scheduler::run(daemon.clone(), work.clone()));
     answering.spawn(cluster::follow::run(daemon.clone(), doors.clone()));

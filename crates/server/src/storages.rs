@@ -120,7 +120,7 @@ mod tests {
         };
         let disks = sources.iter().map(disk).collect();
         let vm = Vm { name: "web1".into(), uuid: Uuid::nil(), state: VmState::Running, disks };
-        VmView { vm, details: std::sync::Arc::default(), usage: None, agent: None }
+        VmView { vm, details: std::sync::Arc::default(), usage: None, agent: None, guest: None }
     }
 
     fn storage(path: &str, is_shared: bool) -> Storage {

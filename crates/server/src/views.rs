@@ -13,7 +13,11 @@ use virtward_api::{
     VmDetail, VmDisk, VmRef,
 };
 use virtward_decide::schedule::{self, Line, State};
-use virtward_engine::reconcile::inventory::{self, VmView, World};
+use virtward_engine::{
+    collect::Nic,
+    guest::GuestFacts,
+    reconcile::inventory::{self, VmView, World},
+};
 use virtward_model::{Disk, DiskDevice, DiskSource, RestorePoint, VmState};
 
 use crate::{
@@ -82,6 +86,7 @@ impl<'a> Views<'a> {
             uuid,
             name: view.vm.name.clone(),
             host: placed.host.clone(),
+            hostname: view.guest.as_ref().and_then(|guest| guest.hostname.clone()),
             state: power(view.vm.state),
             is_stale: placed.host_state != HostState::Up,
             tags: view.details.tags.clone(),
@@ -208,16 +213,11 @@ impl<'a> Views<'a> {
             memory_bytes: view.details.memory_bytes,
             also_on: placed.also_on.clone(),
             disks: view.vm.disks.iter().map(|disk| vm_disk(disk, view, newest)).collect(),
-            networks: view
-                .details
-                .networks
-                .iter()
-                .map(|nic| Network { source: nic.source.clone(), mac: nic.mac.clone(), model: nic.model.clone() })
-                .collect(),
-            guest: view.agent.filter(|_| view.details.has_agent_channel).map(|is_agent_connected| Guest {
-                is_agent_connected,
-                hostname: None,
-                os: None,
+            networks: view.details.networks.iter().map(|nic| network(nic, view.guest.as_deref())).collect(),
+            guest: view.details.has_agent_channel.then(|| Guest {
+                is_agent_connected: view.agent == Some(true),
+                hostname: view.guest.as_ref().and_then(|guest| guest.hostname.clone()),
+                os: view.guest.as_ref().and_then(|guest| guest.os.clone()),
             }),
             usage: view.usage.as_ref().map(|usage| Usage {
                 cpu: usage.cpu,
@@ -323,6 +323,16 @@ fn vm_disk(disk: &Disk, view: &VmView, newest: Option<&RestorePoint>) -> VmDisk 
         allocated_bytes: view.usage.as_ref().and_then(|usage| usage.disks.get(&disk.target)).map(|(_, used)| *used),
         is_read_only: disk.read_only,
         is_backed_up: disk.device == DiskDevice::Disk && !disk.read_only && !disk.shareable && !disk.transient,
+    }
+}
+
+fn network(nic: &Nic, guest: Option<&GuestFacts>) -> Network {
+    let addresses = nic.mac.as_ref().and_then(|mac| guest?.addresses.get(&mac.to_ascii_lowercase()));
+    Network {
+        source: nic.source.clone(),
+        mac: nic.mac.clone(),
+        model: nic.model.clone(),
+        addresses: addresses.into_iter().flatten().map(ToString::to_string).collect(),
     }
 }
 

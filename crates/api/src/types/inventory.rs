@@ -127,6 +127,9 @@ pub struct Vm {
     pub name: String,
     /// Where it is.
     pub host: String,
+    /// Host name that its guest gives itself; null if it does not say.
+    #[serde(default)]
+    pub hostname: Option<String>,
     /// What it does; as last seen while the host does not answer.
     pub state: PowerState,
     /// Its host does not answer: what is shown is what was last seen.
@@ -168,7 +171,7 @@ pub struct VmDetail {
     pub disks: Vec<VmDisk>,
     /// Networks.
     pub networks: Vec<Network>,
-    /// What the guest says; null without a guest agent.
+    /// What the guest says; null without a channel for a guest agent.
     pub guest: Option<Guest>,
     /// Use of resources; null unless it runs.
     pub usage: Option<Usage>,
@@ -208,16 +211,19 @@ pub struct Network {
     pub mac: Option<String>,
     /// Model.
     pub model: Option<String>,
+    /// Its IP addresses, as the guest agent says; without those of the link.
+    #[serde(default)]
+    pub addresses: Vec<String>,
 }
 
-/// What the guest agent says.
+/// What the guest agent says. It is asked when it connects and every ten minutes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Guest {
     /// The agent's channel is connected.
     pub is_agent_connected: bool,
-    /// Name of the guest's host.
+    /// Host name that the guest gives itself; null until it said so.
     pub hostname: Option<String>,
-    /// Operating system.
+    /// Operating system, for people: `Debian GNU/Linux 12 (bookworm)`; null until it said so.
     pub os: Option<String>,
 }
 

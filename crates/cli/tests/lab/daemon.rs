@@ -42,8 +42,16 @@ fn a_policy_that_is_due_protects_a_running_guest() {
     let lab = Lab::quick(1);
     lab.guest("web1", &[]);
     let state = lab.path("state").display().to_string();
-    lab.write_config("h1", &format!("[server]\nstate-dir = {state:?}\nreconcile-s = 5\n"));
+    // Hooks around the freeze see that nobody else of this host may talk to the agent: a policy that requires a frozen
+    // guest fails with the first of them.
+    let is_taken = format!("! flock --nonblock {}/*.agent true", lab.path("run/locks").display());
+    let hooks = format!("[backup]\npre-freeze = {is_taken:?}\npost-thaw = {is_taken:?}\n");
+    lab.write_config("h1", &format!("[server]\nstate-dir = {state:?}\nreconcile-s = 5\n{hooks}"));
+    lab.guest_sh("web1", "echo 'PRETTY_NAME=\"Lab Linux 1\"' > /etc/os-release");
+    let hostname = lab.guest_sh("web1", "hostname");
+    lab.guest_sh("web1", "ip addr add 192.0.2.77/24 dev $(ls /sys/class/net | grep -v lo | head -n 1)");
     let _daemon = Daemon::start(&lab);
+    says_who_it_is(&lab, hostname.trim());
     let policy = lab.path("gold.toml");
     let text = "[[policy]]\nname = \"gold\"\nrepository = \"default\"\nselect.any = [\"name:web*\"]\n\
                 quiesce = \"required\"\nschedule = { cron = \"* * * * *\", time-zone = \"UTC\" }\n\
@@ -72,6 +80,18 @@ fn a_policy_that_is_due_protects_a_running_guest() {
     wait("libvirtd's end to be seen", Duration::from_secs(60), || host_state()["libvirtd_down"] == 1);
     lab.lab(&["host", "libvirtd", "start", "h1"]);
     wait("its return to be seen", Duration::from_secs(60), || host_state()["up"] == 1);
+}
+
+/// A guest whose agent was there before the daemon tells it its names and addresses.
+fn says_who_it_is(lab: &Lab, hostname: &str) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let api = Client::unix(lab.path("run/api.sock"));
+    let vm = || -> Value { runtime.block_on(api.get("/api/v1/vms/web1")).expect("an answer") };
+    wait("the guest to be asked", Duration::from_secs(60), || !vm()["guest"]["hostname"].is_null());
+    let expected = json!({"is_agent_connected": true, "hostname": hostname, "os": "Lab Linux 1"});
+    assert_eq!(vm()["guest"], expected);
+    let addresses = vm()["networks"][0]["addresses"].clone();
+    assert!(addresses.as_array().is_some_and(|all| all.contains(&json!("192.0.2.77"))), "{addresses}");
 }
 
 /// Where in a backup the daemon is killed. The hooks make the moments around the freeze long enough to be met.

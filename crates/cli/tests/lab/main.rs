@@ -22,4 +22,5 @@ mod remote;
 mod repository;
 mod restore;
 mod tracking;
+mod unit;
 mod web;

@@ -13,11 +13,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
+use futures::StreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast::error::RecvError, mpsc};
@@ -28,10 +29,13 @@ use virtward_model::Vm;
 use crate::{
     Cancel,
     collect::{self, Details},
+    guest::GuestFacts,
 };
 
 /// Events that come together are handled together.
 const SETTLE: Duration = Duration::from_millis(50);
+/// Domains that are looked into at the same time.
+const LOOKS_AT_ONCE: usize = 3;
 /// Between two tries to reach a host that does not answer.
 const RETRY: Duration = Duration::from_secs(3);
 
@@ -105,6 +109,8 @@ pub struct VmView {
     pub usage: Option<VmUsage>,
     /// Whether the guest agent's channel is connected, as far as an event told.
     pub agent: Option<bool>,
+    /// What the guest said of itself since it was started.
+    pub guest: Option<Arc<GuestFacts>>,
 }
 
 /// Use of resources between two looks.
@@ -159,6 +165,9 @@ pub struct Inventory {
     link: RwLock<Option<Arc<dyn Hypervisor>>>,
     connector: Arc<dyn Connector>,
     wake: Notify,
+    /// What guests said that is not in the world yet.
+    heard: Mutex<HashMap<Uuid, GuestFacts>>,
+    hears: Notify,
 }
 
 impl Inventory {
@@ -176,7 +185,14 @@ impl Inventory {
             qemu_version: None,
         };
         let world = World { generation: 0, host, vms: BTreeMap::new(), is_complete: false };
-        Self { world: RwLock::new(Arc::new(world)), link: RwLock::default(), connector, wake: Notify::new() }
+        Self {
+            world: RwLock::new(Arc::new(world)),
+            link: RwLock::default(),
+            connector,
+            wake: Notify::new(),
+            heard: Mutex::default(),
+            hears: Notify::new(),
+        }
     }
 
     /// What is known now.
@@ -192,6 +208,12 @@ impl Inventory {
     /// Asks for a complete look soon.
     pub fn look_again(&self) {
         self.wake.notify_one();
+    }
+
+    /// Takes note of what a guest said; it is in the world soon.
+    pub fn hear(&self, vm: Uuid, facts: GuestFacts) {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(vm, facts);
+        self.hears.notify_one();
     }
 
     fn publish(&self, world: World) {
@@ -255,6 +277,10 @@ impl Inventory {
                     event = events.recv() => event,
                     () = tokio::time::sleep_until(deadline) => break,
                     () = self.wake.notified() => break,
+                    () = self.hears.notified() => {
+                        self.listen(changes, memory).await;
+                        continue;
+                    }
                 };
                 let mut dirty = BTreeSet::new();
                 let mut whole = note(event, &mut dirty, memory);
@@ -291,11 +317,11 @@ impl Inventory {
         let before = self.world();
         let now = Timestamp::now();
         let mut vms = BTreeMap::new();
-        for vm in list {
-            let details = Arc::new(collect::details(hypervisor, vm.uuid).await);
-            let agent = memory.agent(hypervisor, &vm, &details).await;
-            let view = VmView { usage: usage.get(&vm.uuid).cloned(), agent, details, vm };
-            vms.insert(view.vm.uuid, Arc::new(view));
+        let looks = futures::stream::iter(list.into_iter().map(|vm| look_into(hypervisor, vm, &memory.agents)));
+        let seen = looks.buffer_unordered(LOOKS_AT_ONCE).collect::<Vec<_>>().await;
+        for (vm, details, agent) in seen {
+            let usage = usage.get(&vm.uuid).cloned();
+            vms.insert(vm.uuid, Arc::new(memory.view(vm, details, agent, usage)));
         }
         let was = before.host.state;
         let host = HostView {
@@ -333,10 +359,9 @@ impl Inventory {
         for uuid in dirty {
             match hypervisor.lookup(&uuid.to_string()).await {
                 Ok(vm) => {
-                    let details = Arc::new(collect::details(hypervisor, uuid).await);
                     let usage = vms.get(&uuid).and_then(|view| view.usage.clone()).filter(|_| vm.state.is_active());
-                    let agent = memory.agent(hypervisor, &vm, &details).await;
-                    vms.insert(uuid, Arc::new(VmView { vm, details, usage, agent }));
+                    let (vm, details, agent) = look_into(hypervisor, vm, &memory.agents).await;
+                    vms.insert(uuid, Arc::new(memory.view(vm, details, agent, usage)));
                 }
                 Err(error) if error.kind == ErrorKind::NoDomain => {
                     vms.remove(&uuid);
@@ -350,6 +375,28 @@ impl Inventory {
         let found = differences(&before.vms, &vms);
         self.publish(World { generation: before.generation + 1, vms, ..World::clone(&before) });
         tell(changes, found).await;
+    }
+
+    /// Puts into the world what guests said.
+    async fn listen(&self, changes: &mpsc::Sender<Change>, memory: &mut Memory) {
+        let heard = std::mem::take(&mut *self.heard.lock().unwrap_or_else(PoisonError::into_inner));
+        let before = self.world();
+        let mut vms = before.vms.clone();
+        for (uuid, facts) in heard {
+            let Some(view) = vms.get(&uuid).filter(|view| view.vm.state.is_active()) else { continue };
+            if view.guest.as_deref() == Some(&facts) {
+                continue;
+            }
+            let facts = Arc::new(facts);
+            memory.guests.insert(uuid, facts.clone());
+            let view = VmView { guest: Some(facts), ..VmView::clone(view) };
+            vms.insert(uuid, Arc::new(view));
+        }
+        let found = differences(&before.vms, &vms);
+        if !found.is_empty() {
+            self.publish(World { generation: before.generation + 1, vms, ..World::clone(&before) });
+            tell(changes, found).await;
+        }
     }
 
     async fn lost(&self, why: String, changes: &mpsc::Sender<Change>) {
@@ -378,20 +425,45 @@ impl Inventory {
 #[derive(Default)]
 struct Memory {
     counters: HashMap<Uuid, (Instant, DomainStats)>,
-    agents: HashMap<Uuid, bool>,
+    /// Whether the agents of active guests are connected; none if that was asked, and libvirt does not say.
+    agents: HashMap<Uuid, Option<bool>>,
+    /// What active guests said of themselves.
+    guests: HashMap<Uuid, Arc<GuestFacts>>,
+}
+
+/// What a domain's definition says, and whether its guest's agent is connected, if that could be asked. Events tell it; of
+/// one that was connected before this began, or while nobody listened, there is none: its XML is asked, once.
+async fn look_into(
+    hypervisor: &dyn Hypervisor,
+    vm: Vm,
+    agents: &HashMap<Uuid, Option<bool>>,
+) -> (Vm, Details, Option<Option<bool>>) {
+    let details = collect::details(hypervisor, vm.uuid).await;
+    let agent = match agents.get(&vm.uuid) {
+        Some(known) => Some(*known),
+        None if vm.state.is_active() && details.has_agent_channel => {
+            let live = hypervisor.xml(vm.uuid, XmlView::Live).await.ok();
+            live.map(|live| collect::is_agent_connected(&live))
+        }
+        None => None,
+    };
+    (vm, details, agent)
 }
 
 impl Memory {
-    /// Whether a guest's agent is connected. Events tell; of one that was connected before this began, there is none.
-    async fn agent(&mut self, hypervisor: &dyn Hypervisor, vm: &Vm, details: &Details) -> Option<bool> {
-        let known = self.agents.get(&vm.uuid).copied();
-        if known.is_some() || !vm.state.is_active() || !details.has_agent_channel {
-            return known;
+    /// A VM as it was seen, with what is remembered of it. A guest that ended has to say everything again.
+    fn view(&mut self, vm: Vm, details: Details, agent: Option<Option<bool>>, usage: Option<VmUsage>) -> VmView {
+        let uuid = vm.uuid;
+        let agent = agent.filter(|_| vm.state.is_active());
+        match agent {
+            Some(agent) => _ = self.agents.insert(uuid, agent),
+            None => _ = self.agents.remove(&uuid),
         }
-        let live = hypervisor.xml(vm.uuid, XmlView::Live).await.ok()?;
-        let connected = collect::is_agent_connected(&live)?;
-        self.agents.insert(vm.uuid, connected);
-        Some(connected)
+        if !vm.state.is_active() {
+            self.guests.remove(&uuid);
+        }
+        let guest = self.guests.get(&uuid).cloned();
+        VmView { vm, details: Arc::new(details), usage, agent: agent.flatten(), guest }
     }
 
     fn usage(&mut self, stats: Vec<DomainStats>) -> HashMap<Uuid, VmUsage> {
@@ -411,6 +483,7 @@ impl Memory {
     fn forget_all_but(&mut self, vms: &BTreeMap<Uuid, Arc<VmView>>) {
         self.counters.retain(|uuid, _| vms.contains_key(uuid));
         self.agents.retain(|uuid, _| vms.contains_key(uuid));
+        self.guests.retain(|uuid, _| vms.contains_key(uuid));
     }
 }
 
@@ -437,9 +510,13 @@ type Received = Result<virtward_hypervisor::DomainEvent, RecvError>;
 fn note(event: Received, dirty: &mut BTreeSet<Uuid>, memory: &mut Memory) -> bool {
     match event {
         Ok(event) => match event.kind {
-            DomainEventKind::ConnectionLost | DomainEventKind::ConnectionRestored => true,
+            DomainEventKind::ConnectionLost => true,
+            DomainEventKind::ConnectionRestored => {
+                memory.agents.clear();
+                true
+            }
             DomainEventKind::Agent { connected } => {
-                memory.agents.insert(event.uuid, connected);
+                memory.agents.insert(event.uuid, Some(connected));
                 dirty.insert(event.uuid);
                 false
             }
@@ -449,7 +526,10 @@ fn note(event: Received, dirty: &mut BTreeSet<Uuid>, memory: &mut Memory) -> boo
             }
         },
         // Some were lost, or none will come any more: only a complete look can tell.
-        Err(_) => true,
+        Err(_) => {
+            memory.agents.clear();
+            true
+        }
     }
 }
 
@@ -468,12 +548,14 @@ fn differences(before: &BTreeMap<Uuid, Arc<VmView>>, after: &BTreeMap<Uuid, Arc<
     let others = after.iter().filter_map(|(uuid, new)| match before.get(uuid) {
         None => Some(Change::Added(*uuid)),
         Some(old) if old.vm.state != new.vm.state => Some(Change::Changed(*uuid, Some(old.vm.state))),
-        Some(old) if (&old.vm, &old.details, old.agent) != (&new.vm, &new.details, new.agent) => {
-            Some(Change::Changed(*uuid, None))
-        }
+        Some(old) if is_other(old, new) => Some(Change::Changed(*uuid, None)),
         Some(_) => None,
     });
     gone.chain(others).collect()
+}
+
+fn is_other(old: &VmView, new: &VmView) -> bool {
+    (&old.vm, &old.details, old.agent, &old.guest) != (&new.vm, &new.details, new.agent, &new.guest)
 }
 
 async fn tell(changes: &mpsc::Sender<Change>, found: Vec<Change>) {

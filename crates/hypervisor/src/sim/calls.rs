@@ -519,6 +519,16 @@ fn agent(domain: &mut Domain, command: &str) -> Outcome<String> {
             json!(filesystems)
         }
         "guest-fsfreeze-thaw" => json!(std::mem::take(&mut domain.frozen)),
+        other if domain.frozen > 0 => {
+            let message = format!(
+                "internal error: unable to execute QEMU agent command '{other}': Command {other} has been disabled: the \
+                 command is not allowed"
+            );
+            return Err(refuse(ErrorKind::Unsupported, message));
+        }
+        "guest-get-host-name" => json!({ "host-name": domain.name }),
+        "guest-get-osinfo" => json!({ "id": "simulated", "pretty-name": "Simulated GNU/Linux 1" }),
+        "guest-network-get-interfaces" => interfaces(domain),
         other => {
             let message = format!(
                 "internal error: unable to execute QEMU agent command '{other}': The command {other} has not been found"
@@ -527,6 +537,17 @@ fn agent(domain: &mut Domain, command: &str) -> Outcome<String> {
         }
     };
     Ok(json!({ "return": answer }).to_string())
+}
+
+/// Each of a domain's interfaces with an address made of the end of its own.
+fn interfaces(domain: &Domain) -> Value {
+    let macs = domain.xml.split("<mac address=").skip(1).filter_map(|rest| rest.get(1..18));
+    let found = macs.enumerate().map(|(number, mac)| {
+        let last = mac.rsplit(':').next().and_then(|byte| u8::from_str_radix(byte, 16).ok()).unwrap_or(0);
+        let address = json!({ "ip-address-type": "ipv4", "ip-address": format!("192.0.2.{last}"), "prefix": 24 });
+        json!({ "name": format!("eth{number}"), "hardware-address": mac, "ip-addresses": [address] })
+    });
+    json!(found.collect::<Vec<_>>())
 }
 
 fn stats(domain: &Domain, size: impl Fn(&str) -> u64) -> DomainStats {

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use virtward_api::{Host, HostState};
 use virtward_engine::{
     collect::Details,
+    guest::GuestFacts,
     reconcile::inventory::{self, Inventory, VmUsage, VmView},
 };
 use virtward_model::{Vm, VmState};
@@ -66,20 +67,24 @@ struct Wire {
     usage: Option<VmUsage>,
     #[serde(default)]
     agent: Option<bool>,
+    #[serde(default)]
+    guest: Option<GuestFacts>,
     changed: Timestamp,
 }
 
 impl From<Wire> for VmRecord {
     fn from(wire: Wire) -> Self {
-        let Wire { vm, details, usage, agent, changed } = wire;
-        Self { view: Arc::new(VmView { vm, details: Arc::new(details), usage, agent }), changed }
+        let Wire { vm, details, usage, agent, guest, changed } = wire;
+        let (details, guest) = (Arc::new(details), guest.map(Arc::new));
+        Self { view: Arc::new(VmView { vm, details, usage, agent, guest }), changed }
     }
 }
 
 impl From<VmRecord> for Wire {
     fn from(record: VmRecord) -> Self {
-        let VmView { vm, details, usage, agent } = VmView::clone(&record.view);
-        Self { vm, details: Details::clone(&details), usage, agent, changed: record.changed }
+        let VmView { vm, details, usage, agent, guest } = VmView::clone(&record.view);
+        let (details, guest) = (Details::clone(&details), guest.as_deref().cloned());
+        Self { vm, details, usage, agent, guest, changed: record.changed }
     }
 }
 
@@ -298,7 +303,7 @@ mod tests {
 
     fn placed(host: &str, state: VmState, host_state: HostState) -> Placed {
         let vm = Vm { name: "web1".into(), uuid: Uuid::nil(), state, disks: Vec::new() };
-        let view = VmView { vm, details: Arc::default(), usage: None, agent: None };
+        let view = VmView { vm, details: Arc::default(), usage: None, agent: None, guest: None };
         Placed { node: host.into(), host: host.into(), host_state, view: Arc::new(view), also_on: Vec::new() }
     }
 

@@ -133,7 +133,7 @@ fn is_about(one: Option<&VmUsage>, other: Option<&VmUsage>) -> bool {
 }
 
 fn is_same(before: &VmView, now: &VmView, with_numbers: bool) -> bool {
-    (&before.vm, &before.details, before.agent) == (&now.vm, &now.details, now.agent)
+    (&before.vm, &before.details, before.agent, &before.guest) == (&now.vm, &now.details, now.agent, &now.guest)
         && (!with_numbers || is_about(before.usage.as_ref(), now.usage.as_ref()))
 }
 

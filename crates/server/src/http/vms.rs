@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use virtward_api::{Code, Explanation, HostState, PolicyVerdict, PowerState, Problem, ProtectionState, Vm, VmRef};
 use virtward_decide::{pointref, schedule};
+use virtward_engine::reconcile::inventory::VmView;
 use virtward_model::select::Pattern;
 
 use super::{
@@ -61,10 +62,21 @@ fn is_named(wanted: Option<&str>, name: &str) -> bool {
     }
 }
 
+/// Whether a VM is known by such a name, outside or inside of it, or is reached there.
+fn is_found(wanted: &str, view: &VmView) -> bool {
+    let guest = view.guest.as_deref();
+    let hostname = guest.and_then(|guest| guest.hostname.as_ref());
+    let mut addresses = guest.into_iter().flat_map(|guest| guest.addresses.values().flatten());
+    is_named(Some(wanted), &view.vm.name)
+        || hostname.is_some_and(|name| is_named(Some(wanted), name))
+        || addresses.any(|address| is_named(Some(wanted), &address.to_string()))
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmParams {
     name: Option<String>,
+    search: Option<String>,
     tag: Option<String>,
     host: Option<String>,
     state: Option<String>,
@@ -135,6 +147,7 @@ pub async fn list(State(daemon): State<Arc<Daemon>>, Params(query): Params<VmPar
         .vms
         .values()
         .filter(|placed| is_named(query.name.as_deref(), &placed.view.vm.name))
+        .filter(|placed| query.search.as_ref().is_none_or(|wanted| is_found(wanted, &placed.view)))
         .filter(|placed| query.tag.as_ref().is_none_or(|tag| placed.view.details.tags.contains(tag)))
         .map(|placed| views.vm(placed))
         .filter(|vm| query.host.as_ref().is_none_or(|host| *host == vm.host))
@@ -161,7 +174,7 @@ pub async fn list(State(daemon): State<Arc<Daemon>>, Params(query): Params<VmPar
     ok(&virtward_api::Page { items, next, total, missing: Vec::new() })
 }
 
-/// A VM by name or UUID.
+/// A VM by name or UUID. That there is none is only said when every host has been looked at.
 pub fn find<'a>(fleet: &'a Fleet, name: &str) -> Result<&'a Placed> {
     fleet.find(name).ok_or_else(|| {
         let near = pointref::nearest(name, fleet.vms.values().map(|placed| placed.view.vm.name.as_str()));
@@ -170,6 +183,13 @@ pub fn find<'a>(fleet: &'a Fleet, name: &str) -> Result<&'a Placed> {
             [one] => format!("host {one}"),
             all => format!("the {} hosts of the cluster", all.len()),
         };
+        let unseen: Vec<&str> =
+            fleet.hosts.values().filter(|host| !host.is_complete).map(|host| host.name.as_str()).collect();
+        if !unseen.is_empty() {
+            let text = format!("no VM {name} is known, and what runs on {} has not been seen yet", unseen.join(", "));
+            return Problem::new(Code::HypervisorUnreachable, text)
+                .hint("a daemon that just started looks at once: ask again; GET /api/v1/hosts says if libvirt does not answer");
+        }
         let problem = Problem::new(Code::NotFound, format!("there is no VM {name} on {of}"));
         match near.is_empty() {
             true => problem.hint("GET /api/v1/vms lists the VMs"),
@@ -228,4 +248,20 @@ pub async fn explain(State(daemon): State<Arc<Daemon>>, Name(name): Name) -> Ans
         }
     });
     ok(&Explanation { vm, policies: policies.collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::fleet::FleetHost;
+
+    #[test]
+    fn a_host_that_was_not_seen_yet_may_have_any_vm() {
+        let mut fleet = Fleet::default();
+        let host = FleetHost { name: "h1".into(), state: HostState::Up, is_complete: false };
+        fleet.hosts.insert("h1".into(), host);
+        assert_eq!(find(&fleet, "web1").err().map(|problem| problem.code), Some(Code::HypervisorUnreachable));
+        fleet.hosts.get_mut("h1").unwrap().is_complete = true;
+        assert_eq!(find(&fleet, "web1").err().map(|problem| problem.code), Some(Code::NotFound));
+    }
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use virtward_api::{Code, openapi, routes};
 use virtward_engine::reconcile::inventory::HostState;
-use virtward_hypervisor::{Hypervisor, StartOptions, UndefineOptions};
+use virtward_hypervisor::{Hypervisor, StartOptions, UndefineOptions, sim::AgentMode};
 
 use crate::common::{Place, send};
 
@@ -49,6 +49,37 @@ async fn vms_are_filtered_sorted_and_paged() {
     }
     let problem = daemon.fails("GET", "/api/v1/vms/vm0", None, Code::NotFound).await;
     assert!(problem.hint.unwrap().contains("did you mean"));
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_is_found_by_what_its_guest_says() {
+    let place = Place::new();
+    let xml = "<domain type='qemu'><name>vm-0417</name><memory unit='MiB'>64</memory><vcpu>1</vcpu><os><type>hvm</type></os>\
+               <devices><interface type='bridge'><mac address='52:54:00:AA:00:07'/><source bridge='br0'/></interface>\
+               <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel></devices></domain>";
+    let uuid = place.sim.define(xml).await.unwrap().uuid;
+    place.sim.start(uuid, StartOptions::default()).await.unwrap();
+    place.vm("other", &[], 0).await;
+    let sim = place.sim.clone();
+    let daemon = place.start().await;
+    let vm = daemon.get("/api/v1/vms/vm-0417").await;
+    assert_eq!(vm["guest"], serde_json::json!({"is_agent_connected": false, "hostname": null, "os": null}));
+    assert!(daemon.get("/api/v1/vms/other").await["guest"].is_null());
+    sim.set_agent(uuid, AgentMode::Answers { filesystems: 1 });
+    let said = async || !daemon.get("/api/v1/vms/vm-0417").await["guest"]["hostname"].is_null();
+    daemon.wait("the guest to be asked", said).await;
+    let vm = daemon.get("/api/v1/vms/vm-0417").await;
+    let os = "Simulated GNU/Linux 1";
+    assert_eq!(vm["guest"], serde_json::json!({"is_agent_connected": true, "hostname": "vm-0417", "os": os}));
+    assert_eq!(vm["networks"][0]["addresses"], serde_json::json!(["192.0.2.7"]));
+    assert_eq!(daemon.get("/api/v1/vms").await["items"][1]["hostname"], "vm-0417");
+    for wanted in ["192.0.2.7", "192.0.2.*", "0417", "vm-*"] {
+        assert_eq!(names(&daemon.get(&format!("/api/v1/vms?search={wanted}")).await), ["vm-0417"], "{wanted}");
+    }
+    assert_eq!(names(&daemon.get("/api/v1/vms?search=192.0.2.70").await), [""; 0]);
+    sim.destroy(uuid).await.unwrap();
+    daemon.wait("its end", async || daemon.get("/api/v1/vms/vm-0417").await["guest"]["hostname"].is_null()).await;
     daemon.end().await;
 }
 

@@ -43,7 +43,7 @@ async fn cut(job: &mut Job<'_>) -> Result<RestorePoint> {
     let (env, vm, state, options) = (job.env, job.vm.uuid, job.vm.state, job.options);
     let agent = async {
         match chosen.is_empty() {
-            true => Ok(()),
+            true => quiesce::Asked::nothing(),
             false => quiesce::ask_agent(env, vm, state, options).await,
         }
     };
@@ -197,7 +197,7 @@ async fn cut_and_copy(
     chosen: &[Disk],
     facts: &[DiskFacts],
     mut decisions: Vec<DiskDecision>,
-    agent: quiesce::Answer,
+    agent: quiesce::Asked,
     writer: &Writer,
     id: PointId,
     events: broadcast::Receiver<DomainEvent>,

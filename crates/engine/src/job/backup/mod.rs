@@ -16,7 +16,7 @@ mod disks;
 mod hot;
 mod images;
 mod origin;
-mod quiesce;
+pub(crate) mod quiesce;
 mod scratch;
 mod select;
 mod session;

@@ -4,7 +4,7 @@
 //! the next run, which finds the marker file. A guest is never frozen without the marker and the guard in place.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -17,7 +17,7 @@ use uuid::Uuid;
 use virtward_hypervisor::ErrorKind;
 use virtward_model::{QuiesceOutcome, QuiesceRecord, QuiesceRequest, VmState};
 
-use crate::{Env, Error, Result, job::backup::BackupOptions, tool};
+use crate::{Env, Error, Result, job::backup::BackupOptions, lock::AgentTurn, tool};
 
 /// Longest time that a guest stays frozen before the guard thaws it.
 const FROZEN_MAX: Duration = Duration::from_secs(10);
@@ -33,6 +33,8 @@ pub(super) struct Quiesced<'a> {
     record: QuiesceRecord,
     frozen: Option<Frozen>,
     hook_ran: bool,
+    /// Nobody else of ours talks to the agent until the guest is thawed.
+    _turn: Option<AgentTurn>,
 }
 
 struct Frozen {
@@ -49,7 +51,12 @@ pub(super) struct Guard {
 }
 
 fn marker(env: &Env, vm: Uuid) -> PathBuf {
-    env.dirs.runtime.join("frozen").join(vm.to_string())
+    frozen_marker(&env.dirs.runtime, vm)
+}
+
+/// The file that is there while a guest may be frozen by us.
+pub(crate) fn frozen_marker(runtime: &Path, vm: Uuid) -> PathBuf {
+    runtime.join("frozen").join(vm.to_string())
 }
 
 /// Thaws a guest that an earlier, killed run left frozen. Returns whether there was one.
@@ -70,14 +77,19 @@ pub(super) fn forget_leftover(env: &Env, vm: Uuid) {
 }
 
 /// Whether the guest's agent answers, if it is needed. Asked while the backup is prepared, as it can take long.
-pub(super) async fn ask_agent(env: &Env, vm: Uuid, state: VmState, options: &BackupOptions) -> Answer {
+pub(super) async fn ask_agent(env: &Env, vm: Uuid, state: VmState, options: &BackupOptions) -> Asked {
     match state {
-        _ if options.quiesce == QuiesceRequest::Off => Ok(()),
-        VmState::Paused => Err((QuiesceOutcome::NoAgent, "the VM is paused, so its agent cannot answer".to_owned())),
+        _ if options.quiesce == QuiesceRequest::Off => Asked::nothing(),
+        VmState::Paused => {
+            let why = "the VM is paused, so its agent cannot answer".to_owned();
+            Asked { answer: Err((QuiesceOutcome::NoAgent, why)), turn: None }
+        }
         _ => {
+            let turn = AgentTurn::take(&env.dirs.runtime, vm, options.agent_timeout).await;
             let timeout_s = options.agent_timeout.as_secs().clamp(1, 600) as u32;
             let answer = env.hypervisor.agent(vm, r#"{"execute":"guest-ping"}"#, timeout_s).await;
-            answer.map(drop).map_err(|error| (QuiesceOutcome::NoAgent, format!("guest agent: {}", error.message)))
+            let refused = |error: virtward_hypervisor::Error| format!("guest agent: {}", error.message);
+            Asked { answer: answer.map(drop).map_err(|error| (QuiesceOutcome::NoAgent, refused(error))), turn }
         }
     }
 }
@@ -87,16 +99,16 @@ pub(super) async fn freeze<'a>(
     env: &'a Env,
     vm: Uuid,
     name: &'a str,
-    agent: Answer,
+    agent: Asked,
     options: &'a BackupOptions,
 ) -> Result<Quiesced<'a>> {
     let record =
         QuiesceRecord { requested: options.quiesce, outcome: QuiesceOutcome::NotNeeded, frozen_ms: None, reason: None };
-    let mut quiesced = Quiesced { env, vm, name, options, record, frozen: None, hook_ran: false };
+    let mut quiesced = Quiesced { env, vm, name, options, record, frozen: None, hook_ran: false, _turn: agent.turn };
     if options.quiesce == QuiesceRequest::Off {
         return Ok(quiesced);
     }
-    let attempt = match agent {
+    let attempt = match agent.answer {
         Ok(()) => quiesced.try_freeze().await,
         refused => refused,
     };
@@ -115,8 +127,19 @@ pub(super) async fn freeze<'a>(
 }
 
 type Refusal = (QuiesceOutcome, String);
-/// What the agent said, or why it cannot.
-pub(super) type Answer = std::result::Result<(), Refusal>;
+
+/// What the agent said, or why it cannot, and the right to say more to it.
+pub(super) struct Asked {
+    answer: std::result::Result<(), Refusal>,
+    turn: Option<AgentTurn>,
+}
+
+impl Asked {
+    /// There was nothing to ask it.
+    pub(super) fn nothing() -> Self {
+        Self { answer: Ok(()), turn: None }
+    }
+}
 
 impl Quiesced<'_> {
     async fn try_freeze(&mut self) -> std::result::Result<(), Refusal> {

@@ -47,6 +47,13 @@ export default function vm({ params, who, update, load }) {
         [t('vms.policies'), policyLinks(state.policies)])));
   }
 
+  // Whoever is off answers nothing, which is no fault of an agent.
+  function agent(guest) {
+    if (guest === null) return t('vm.no-agent');
+    if (data.state !== 'running') return '–';
+    return guest.is_agent_connected ? t('vm.agent') : t('vm.agent-away');
+  }
+
   function machine() {
     const { guest, usage } = data;
     return card(t('vm.machine'), { wide: 'half' }, h('div', { class: 'body' }, facts(
@@ -55,8 +62,10 @@ export default function vm({ params, who, update, load }) {
       data.title && [t('vm.title'), data.title],
       [t('vm.size'), [data.vcpus !== null && t('vm.vcpus', { n: data.vcpus }), data.memory_bytes !== null && ` · ${bytes(data.memory_bytes)}`]],
       usage && [t('vm.usage'), t('vm.usage-of', { cpu: number(usage.cpu * 100), memory: bytes(usage.memory_rss_bytes), read: rate(usage.read_bytes_s), write: rate(usage.write_bytes_s) })],
-      [t('vm.guest'), guest === null ? t('vm.no-agent') : [guest.is_agent_connected ? t('vm.agent') : t('vm.agent-away'), guest.hostname && ` · ${guest.hostname}`, guest.os && ` · ${guest.os}`]],
-      ...data.networks.map((network, at) => [at === 0 ? t('vm.networks') : '', [network.source ?? '–', ' ', h('code', null, network.mac), ' ', network.model]]),
+      guest?.hostname && [t('vm.guest-name'), guest.hostname],
+      guest?.os && [t('vm.guest-os'), guest.os],
+      [t('vm.guest'), agent(guest)],
+      ...data.networks.map((network, at) => [at === 0 ? t('vm.networks') : '', [network.source ?? '–', ' ', h('code', null, network.mac), ' ', network.model, network.addresses.length > 0 && h('div', null, network.addresses.map((address, nth) => [nth > 0 && ', ', h('code', null, address)]))]]),
       ...Object.entries(data.metadata).map(([name, value]) => [h('code', null, name), value]),
       ['UUID', h('code', null, data.uuid)])));
   }

@@ -7,7 +7,7 @@ import { t } from '../i18n.js';
 import { card, chip, choices, empty, head, select, table, tag } from '../ui.js';
 import { hostPath, keep, policyLinks, vmPath } from './shared.js';
 
-const FILTERS = ['name', 'protection', 'state', 'policy', 'host', 'tag'];
+const FILTERS = ['search', 'protection', 'state', 'policy', 'host', 'tag'];
 const PROTECTION = ['protected', 'overdue', 'pending', 'unprotected', 'unknown'];
 const POWER = ['running', 'paused', 'shut-off', 'crashed'];
 
@@ -26,7 +26,7 @@ export default function vms({ query, go, load, update }) {
   function search(event) {
     const { value } = event.target;
     clearTimeout(typing);
-    typing = setTimeout(() => choose('name', value.trim()), 250);
+    typing = setTimeout(() => choose('search', value.trim()), 250);
   }
 
   async function more() {
@@ -38,7 +38,7 @@ export default function vms({ query, go, load, update }) {
 
   function list() {
     const columns = [
-      { label: t('vms.vm'), sort: 'name', cell: (vm) => [h('a', { class: 'name', href: vmPath(vm) }, vm.name), vm.tags.length > 0 && [' ', vm.tags.map((name) => [tag(name), ' '])]] },
+      { label: t('vms.vm'), sort: 'name', cell: (vm) => [h('a', { class: 'name', href: vmPath(vm) }, vm.name), vm.hostname && vm.hostname !== vm.name && [' ', h('small', { class: 'soft', title: t('vm.guest-name') }, vm.hostname)], vm.tags.length > 0 && [' ', vm.tags.map((name) => [tag(name), ' '])]] },
       { label: t('vms.protection'), sort: 'protection', cell: (vm) => chip('protection', vm.protection) },
       { label: t('vms.last-point'), sort: 'last-point', cell: (vm) => when(vm.last_point) },
       { label: t('vms.next-run'), minor: true, sort: 'next-run', cell: (vm) => (vm.job ? h('a', { href: api.path(['jobs', vm.job]) }, t('vms.job-open')) : when(vm.next_run)) },
@@ -49,7 +49,7 @@ export default function vms({ query, go, load, update }) {
     ];
     const sorting = { by: sort, choose: (by) => {
       sort = by;
-      choose('name', filter.name);
+      choose('search', filter.search);
     } };
     return table(columns, items, { label: t('nav.vms'), id: (vm) => vm.uuid, sorting, more: next && more });
   }
@@ -75,7 +75,7 @@ export default function vms({ query, go, load, update }) {
     view: () => [
       head(t('nav.vms')),
       h('div', { class: 'tools', role: 'search', key: 'tools' },
-        h('input', { type: 'search', class: 'search', value: filter.name, oninput: search, placeholder: t('vms.search'), 'aria-label': t('vms.search') }),
+        h('input', { type: 'search', class: 'search', value: filter.search, oninput: search, placeholder: t('vms.search'), 'aria-label': t('vms.search') }),
         select(filter.state, [['', t('vms.any-state')], ...POWER.map((name) => [name, t(`power.${name}`)])], (value) => choose('state', value), t('vms.state')),
         select(filter.policy, [['', t('vms.any-policy')], ...policies.map(({ name }) => [name, name])], (value) => choose('policy', value), t('vms.policies')),
         h('span', { class: 'end', role: 'status' }, t('vms.count', { n: total, shown: number(total) }))),
