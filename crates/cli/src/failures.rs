@@ -122,7 +122,9 @@ impl From<EngineError> for Failure {
             }
             EngineError::Repo(source) => source.into(),
             EngineError::Io { source, .. } => Failure::new(Kind::of_io(&source), text),
-            EngineError::Nbd { .. } | EngineError::Tool(_) => Failure::new(Kind::Other, text),
+            EngineError::Nbd { .. } | EngineError::Proxy { .. } | EngineError::Tool(_) => {
+                Failure::new(Kind::Other, text)
+            }
         }
     }
 }

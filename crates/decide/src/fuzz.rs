@@ -61,7 +61,7 @@ fn same<T: FromStr + Display + PartialEq + Debug>(text: &str) {
 
 fn policies(text: &str) {
     let zones = TimeZoneDatabase::bundled();
-    let known = Known { zones: &zones, repositories: None };
+    let known = Known { zones: &zones, repositories: None, hosts: None };
     match file::parse("policies.toml", text, &known) {
         Ok(policies) => {
             let written = file::render(&policies).expect("policies can be written");

@@ -19,6 +19,7 @@ mod due;
 pub mod explain;
 pub mod lint;
 pub mod plan;
+pub mod proxy;
 pub mod report;
 pub mod room;
 pub mod select;
@@ -27,7 +28,7 @@ mod tests;
 pub mod times;
 pub mod window;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -36,8 +37,9 @@ use virtward_model::Seconds;
 pub use self::{
     explain::{Explanation, explain},
     plan::plan,
+    proxy::{Carrier, choose},
     report::{LeftOut, Line, Report, RpoBreach, State, Why},
-    room::admit,
+    room::{Admitted, admit},
     select::Selection,
     times::Compiled,
 };
@@ -52,6 +54,8 @@ pub struct ScheduleInput {
     pub vms: Vec<VmFacts>,
     /// What is known of hosts; one that is not here is unknown.
     pub hosts: BTreeMap<String, HostState>,
+    /// Hosts whose daemon answers, whatever is with their libvirt: they can be proxies.
+    pub daemons: BTreeSet<String>,
     /// What became of earlier runs, by VM and name of policy.
     pub history: HashMap<Uuid, BTreeMap<String, History>>,
     /// Backups that run, whoever started them.
@@ -138,8 +142,10 @@ pub struct Job {
     pub vm: Uuid,
     /// The policy that it belongs to, if not started by hand.
     pub policy: Option<String>,
-    /// The host that reads.
+    /// The host that the VM is on.
     pub host: String,
+    /// Hosts that may read and store in its place; of a backup that runs, the one that does.
+    pub proxies: Vec<String>,
     /// Storages that are read.
     pub storages: Vec<String>,
     /// The repository that is written.
@@ -153,7 +159,7 @@ pub struct Job {
 pub struct Limits {
     /// In the whole cluster.
     pub total: u32,
-    /// On one host.
+    /// On one host, with those that it does as a proxy.
     pub per_host: Limit,
     /// Reading from one storage.
     pub per_storage: Limit,
@@ -205,6 +211,8 @@ pub struct Start {
     pub policy: String,
     /// The host that the VM is on.
     pub host: String,
+    /// The host that reads and stores in its place.
+    pub proxy: Option<String>,
     /// The time of the schedule that it serves.
     pub due: Timestamp,
     /// Which try, from 1.

@@ -6,6 +6,7 @@
 //! Also decided here: which checkpoints and bitmaps of ours are leftovers, and how the previous one is made usable.
 //! Not here: reading the facts or carrying the answer out.
 
+use serde::{Deserialize, Serialize};
 use virtward_model::TrackingState;
 
 /// What is known of one disk before the run.
@@ -46,7 +47,7 @@ pub struct PreviousDisk {
 }
 
 /// How one disk is to be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskDecision {
     /// Target name.
     pub target: String,

@@ -56,6 +56,16 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The other host that reads and stores the data failed, or was lost.
+    #[error("{host}: {message}")]
+    Proxy {
+        /// The host.
+        host: String,
+        /// What it said, or what became of it.
+        message: String,
+        /// It could not read a disk, which may be but a symptom of what became of the VM.
+        is_source: bool,
+    },
     /// A helper program (qemu-nbd, qemu-img, a hook) failed.
     #[error("{0}")]
     Tool(String),

@@ -27,7 +27,10 @@ mod tool;
 pub use cancel::Cancel;
 pub use env::{Dirs, Env};
 pub use error::{Error, Result};
-pub use job::backup::{BackupMode, BackupOptions, Hooks, ImageSet, backup_images, backup_vm};
+pub use job::backup::{
+    BackupMode, BackupOptions, DiskJob, Hooks, ImageSet, Proxy, Terms, backup_images, backup_vm, backup_vm_through,
+    store_exports,
+};
 pub use job::drain::{Assigned, DrainOptions, Drained, Evacuation, Left, drain_host, plan_drain};
 pub use job::migrate::{Destination, MigrateOptions, Migrated, MigrationPlan, Passage, migrate_vm, plan_migration};
 pub use job::move_disk::{DiskPlace, MoveDiskOptions, MovedDisk, move_disk};

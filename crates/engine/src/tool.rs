@@ -94,6 +94,11 @@ impl ImageServer {
         }
     }
 
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Connects a client to the image.
     pub(crate) async fn connect(&self, contexts: Vec<String>) -> Result<Client> {
         let options = Options { contexts, ..Options::default() };

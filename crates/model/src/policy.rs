@@ -36,6 +36,9 @@ pub struct Policy {
     /// Read limit per second and job; none is unlimited.
     #[serde(skip_serializing_if = "is_default", serialize_with = "exact", deserialize_with = "size")]
     pub bandwidth: Option<Bytes>,
+    /// Hosts of which one reads and stores in place of the VM's own; none: that does it.
+    #[serde(skip_serializing_if = "is_default", deserialize_with = "one_or_more")]
+    pub proxy: Vec<String>,
     /// A run that takes longer is cancelled.
     #[serde(skip_serializing_if = "is_default")]
     pub timeout: Option<Seconds>,

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use futures::future::try_join_all;
+use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -17,9 +18,9 @@ use crate::durability::Durability;
 use crate::error::{Error, Result};
 use crate::extents::{Extent, ExtentWalk, clip_to};
 use crate::handshake::{ExportEntry, ExportInfo, Goal, Negotiated, Progress};
-use crate::lane::{Context, Lane, LaneState, LaneStatus, Load, establish};
+use crate::lane::{Context, Established, Lane, LaneState, LaneStatus, Load, establish, greet};
 use crate::link::{Job, Ticket};
-use crate::options::Options;
+use crate::options::{Options, ReconnectPolicy};
 use crate::socket::Socket;
 use crate::wire::{Command, command_flag};
 
@@ -50,14 +51,29 @@ impl Client {
     /// # Errors
     /// The server is not there, not in time, refuses, or has no such export.
     pub async fn connect(address: &Address, options: Options) -> Result<Client> {
+        let first = establish(Some(address), &options).await?;
+        Ok(Self::begin(Some(address.clone()), first, options))
+    }
+
+    /// Opens the export that the options name over a connection that is there already, such as one that comes through a
+    /// tunnel. There is no other: when it breaks, requests fail.
+    ///
+    /// # Errors
+    /// The server does not answer in time, refuses, or has no such export.
+    pub async fn over(connection: UnixStream, options: Options) -> Result<Client> {
+        let options = Options { connections: 1, reconnect: ReconnectPolicy::never(), ..options };
+        let first = greet(async { Ok(Socket::Unix(connection)) }, &options).await?;
+        Ok(Self::begin(None, first, options))
+    }
+
+    fn begin(address: Option<Address>, first: Established, options: Options) -> Client {
         let depth = options.queue_depth.max(1);
-        let first = establish(address, &options).await?;
         let negotiated = first.negotiated.clone();
         let many = negotiated.info.can_multi_conn || negotiated.info.read_only;
         let count = if many { options.connections.max(1) } else { 1 };
         let permits = Arc::new(Semaphore::new(depth));
         let durability = Arc::new(Durability::default());
-        let context = Arc::new(Context { address: address.clone(), options, durability, permits });
+        let context = Arc::new(Context { address, options, durability, permits });
         let (closing, closed) = watch::channel(false);
         let mut lanes = Vec::with_capacity(count);
         let mut tasks = Vec::with_capacity(count);
@@ -80,7 +96,7 @@ impl Client {
             lanes.push((status, sender));
         }
         let tasks = Mutex::new(tasks);
-        Ok(Client { inner: Arc::new(Inner { context, negotiated, lanes, closing, tasks }) })
+        Client { inner: Arc::new(Inner { context, negotiated, lanes, closing, tasks }) }
     }
 
     /// What the server said about the export.

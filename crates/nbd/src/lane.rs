@@ -28,7 +28,8 @@ use crate::socket::Socket;
 /// What all lanes of a client share.
 #[derive(Debug)]
 pub(crate) struct Context {
-    pub(crate) address: Address,
+    /// None: the connection was handed over, and there is no other.
+    pub(crate) address: Option<Address>,
     pub(crate) options: Options,
     pub(crate) durability: Arc<Durability>,
     pub(crate) permits: Arc<Semaphore>,
@@ -97,11 +98,18 @@ pub(crate) struct Established {
 }
 
 /// Connects and shakes hands, within the time for both.
-pub(crate) async fn establish(address: &Address, options: &Options) -> Result<Established> {
+pub(crate) async fn establish(address: Option<&Address>, options: &Options) -> Result<Established> {
+    let handed_over = || Error::lost("it was handed over, and nobody knows where another is");
+    let connected = async { Socket::connect(address.ok_or_else(handed_over)?).await };
+    greet(connected, options).await
+}
+
+/// Shakes hands over a connection to come, within the time for both.
+pub(crate) async fn greet(connected: impl Future<Output = Result<Socket>>, options: &Options) -> Result<Established> {
     let goal =
         Goal::Export { name: options.export.clone(), contexts: options.contexts.clone(), framing: options.framing };
     let work = async {
-        let socket = Socket::connect(address).await?;
+        let socket = connected.await?;
         let mut input = BytesMut::new();
         match socket.shake_hands(goal, &mut input).await? {
             Progress::Ready(negotiated) => Ok(Established { socket, input, negotiated: Arc::new(negotiated) }),
@@ -133,7 +141,7 @@ impl Lane {
     pub(crate) async fn run_spare(mut self) {
         let context = self.context.clone();
         let connection = tokio::select! {
-            connection = establish(&context.address, &context.options) => connection,
+            connection = establish(context.address.as_ref(), &context.options) => connection,
             _ = self.closing.changed() => return self.status.set(LaneState::Gone),
         };
         match connection.and_then(|connection| self.check_same(connection)) {
@@ -142,7 +150,7 @@ impl Lane {
                 self.run(connection).await;
             }
             Err(error) => {
-                tracing::debug!(address = %context.address, %error, "going on without a further connection");
+                tracing::debug!(address = ?context.address, %error, "going on without a further connection");
                 self.status.set(LaneState::Gone);
             }
         }
@@ -205,7 +213,7 @@ impl Lane {
         let policy = &self.context.options.reconnect;
         let now = Instant::now();
         if !waiting.is_empty() {
-            tracing::debug!(address = %self.context.address, %error, requests = waiting.len(), "connection broke");
+            tracing::debug!(address = ?self.context.address, %error, requests = waiting.len(), "connection broke");
         }
         let mut kept = Vec::with_capacity(waiting.len());
         for mut job in waiting.drain(..) {
@@ -230,7 +238,7 @@ impl Lane {
         for attempt in 1..=policy.attempts {
             let left = policy.total.saturating_sub(began.elapsed());
             let outcome = tokio::select! {
-                outcome = establish(&context.address, &context.options) => outcome,
+                outcome = establish(context.address.as_ref(), &context.options) => outcome,
                 () = tokio::time::sleep(left) => return Err(last),
                 () = self.closed() => return Err(Error::Closed),
             };

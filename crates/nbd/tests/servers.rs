@@ -53,6 +53,29 @@ fn plain(extents: &[Extent]) -> Vec<(u64, u64, u64)> {
     extents.iter().map(|e| (e.offset, e.length, e.flags)).collect()
 }
 
+/// As through a tunnel: the client has one end of a pair of sockets, and somebody carries the bytes to the server.
+#[tokio::test]
+async fn a_connection_that_was_handed_over_serves_until_it_breaks() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = holey_image(directory.path());
+    let server = Server::qemu_nbd(&directory.path().join("s"), &["--read-only", "--shared=4", image.to_str().unwrap()]);
+    let direct = connect(&server, options()).await.unwrap();
+    let Address::Unix(path) = server.address() else { panic!("a Unix socket") };
+    let (ours, mut theirs) = tokio::net::UnixStream::pair().unwrap();
+    let mut far = tokio::net::UnixStream::connect(path).await.unwrap();
+    let tunnel = tokio::spawn(async move { tokio::io::copy_bidirectional(&mut theirs, &mut far).await });
+    let client = Client::over(ours, options()).await.unwrap();
+    assert_eq!((client.info(), client.connections_up()), (direct.info(), 1));
+    assert_eq!(client.read(MIB, 3 << 20).await.unwrap(), direct.read(MIB, 3 << 20).await.unwrap());
+    tunnel.abort();
+    let _ = tunnel.await;
+    let began = Instant::now();
+    assert!(matches!(client.read(0, 4096).await, Err(Error::Disconnected { .. })));
+    assert!(matches!(client.read(0, 4096).await, Err(Error::Disconnected { .. })), "there is no other connection");
+    assert!(began.elapsed() < Duration::from_secs(5));
+    direct.disconnect().await;
+}
+
 #[tokio::test]
 async fn extents_are_those_that_nbdinfo_sees() {
     let directory = tempfile::tempdir().unwrap();

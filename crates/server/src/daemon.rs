@@ -41,7 +41,7 @@ use crate::{
     kv::{self, Kv},
     metrics::Metrics,
     moves,
-    peers::{self, Identity, Peers, Served},
+    peers::{self, Identity, Peers, Served, proxy::Sessions},
     policies::Policies,
     repositories::{Entry, Repositories},
     scheduler::Planned,
@@ -65,6 +65,8 @@ pub struct Daemon {
     pub peers: Arc<Peers>,
     /// What of this node's is served to the others.
     pub served: Served,
+    /// Backups that are read and stored for the others.
+    pub proxied: Sessions,
     /// What the other hosts have.
     pub registry: Registry,
     /// Whether this daemon leads.
@@ -146,6 +148,7 @@ impl Daemon {
             nodes,
             peers,
             served: Served::default(),
+            proxied: Sessions::default(),
             claims,
             policies: Policies::load(kv.clone()).await?,
             alarms: Alarms::load(&kv).await?,
@@ -296,6 +299,18 @@ impl Daemon {
     /// Keeps what was planned.
     pub fn planned(&self, planned: Planned) {
         *self.planned.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(planned);
+    }
+
+    /// Hosts whose daemon answers, by name: they can read and store for others, whatever is with their libvirt.
+    pub fn daemons(&self) -> BTreeSet<String> {
+        let fleet = self.fleet();
+        let there = fleet.hosts.iter().filter(|(node, _)| self.nodes.is_there(node));
+        there.map(|(_, host)| host.name.clone()).collect()
+    }
+
+    /// Names of the hosts.
+    pub fn host_names(&self) -> BTreeSet<String> {
+        self.fleet().hosts.values().map(|host| host.name.clone()).collect()
     }
 
     /// Names of the repositories.

@@ -82,6 +82,7 @@ pub fn engine(error: &EngineError) -> Problem {
         EngineError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
             Problem::new(Code::StorageFull, text)
         }
+        EngineError::Proxy { .. } => advised(Code::Unavailable, &text),
         EngineError::Nbd { .. } => Problem::new(Code::HypervisorUnreachable, text),
         EngineError::Io { .. } | EngineError::Tool(_) => Problem::new(Code::Conflict, text),
     }

@@ -82,6 +82,9 @@ use crate::{
     wire_up::Wiring,
 };
 
+/// Time for sessions of other hosts to hear that this daemon stops.
+const PROXIED_STOP_MAX: Duration = Duration::from_secs(5);
+
 /// Reads the configuration again.
 pub type Reload = Arc<dyn Fn() -> std::result::Result<Config, String> + Send + Sync>;
 
@@ -211,6 +214,7 @@ async fn serve(
     tracing::info!("stopping: running jobs are stopped and recorded");
     daemon.stop();
     work.cancel();
+    daemon.proxied.stop(PROXIED_STOP_MAX).await;
     while loops.join_next().await.is_some() {}
     doors.cancel();
     while answering.join_next().await.is_some() {}

@@ -119,8 +119,13 @@ impl Policies {
     }
 
     /// Reads and checks a document.
-    pub fn parse(&self, document: &PolicyDocument, repositories: &BTreeSet<String>) -> Result<Parsed> {
-        let known = Known { zones: &self.zones, repositories: Some(repositories) };
+    pub fn parse(
+        &self,
+        document: &PolicyDocument,
+        repositories: &BTreeSet<String>,
+        hosts: &BTreeSet<String>,
+    ) -> Result<Parsed> {
+        let known = Known { zones: &self.zones, repositories: Some(repositories), hosts: Some(hosts) };
         match (&document.source, &document.policy) {
             (Some(source), None) => {
                 let name = document.file.as_deref().unwrap_or("policy");

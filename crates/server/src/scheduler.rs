@@ -128,6 +128,7 @@ pub fn input(daemon: &Daemon, since: Timestamp) -> ScheduleInput {
                 vm: vm.uuid,
                 policy: job.origin.policy.clone(),
                 host: job.host.clone(),
+                proxies: job.proxy.clone().into_iter().collect(),
                 storages: storages.get(&vm.uuid).cloned().unwrap_or_default(),
                 repository: job.repository.clone(),
                 started: job.started.unwrap_or(job.created),
@@ -142,6 +143,7 @@ pub fn input(daemon: &Daemon, since: Timestamp) -> ScheduleInput {
         policies,
         vms,
         hosts: hosts.collect(),
+        daemons: daemon.daemons(),
         history,
         running,
         claims,
@@ -208,9 +210,15 @@ fn job(input: &ScheduleInput, start: &Start) -> Option<NewJob> {
         only_disks: Vec::new(),
         exclude_disks: Vec::new(),
         tags: Vec::new(),
+        proxy: None,
     };
     Some(NewJob {
-        work: Work::Backup { request, hooks: policy.hooks.clone(), timeout: policy.timeout },
+        work: Work::Backup {
+            request,
+            hooks: policy.hooks.clone(),
+            timeout: policy.timeout,
+            proxies: policy.proxy.clone(),
+        },
         vm: Some(VmRef { uuid: vm.uuid, name: vm.name.clone() }),
         repository: policy.repository.clone(),
         origin: Origin {
@@ -220,5 +228,6 @@ fn job(input: &ScheduleInput, start: &Start) -> Option<NewJob> {
             attempt: start.attempt,
             after: None,
         },
+        proxy: start.proxy.clone(),
     })
 }

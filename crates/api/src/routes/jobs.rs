@@ -9,7 +9,7 @@ const JOBS: &[Param] = &[
     text("vm", "Only jobs about this VM, by name or UUID."),
     text("policy", "Only jobs of this policy."),
     text("repository", "Only jobs that use this repository."),
-    text("host", "Only jobs of this host."),
+    text("host", "Only jobs of this host, with those that it does as a proxy."),
     LIMIT,
     CURSOR,
 ];

@@ -95,6 +95,9 @@ pub struct Job {
     pub vm: Option<JobVm>,
     /// Where it runs.
     pub host: String,
+    /// Backup: the host that reads and stores in place of that one, its proxy. Chosen when it begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
     /// The repository that it uses; empty if it uses none.
     pub repository: String,
     /// Why it exists.
@@ -282,6 +285,10 @@ pub struct BackupRequest {
     /// Labels for the restore point.
     #[serde(default)]
     pub tags: Vec<String>,
+    /// Names of hosts of which one reads and stores in place of the VM's own, if one answers; empty: the VM's own host
+    /// does that. Default: those of its first policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<Vec<String>>,
 }
 
 /// A restore.

@@ -154,4 +154,7 @@ pub struct PolicyVerdict {
     pub next_run: Option<Timestamp>,
     /// Why it does not run now although it is due.
     pub waiting_for: Option<String>,
+    /// The host that reads and stores it, as things are: the VM's own or a proxy; null if the policy does not select it.
+    #[serde(default)]
+    pub runs_on: Option<String>,
 }

@@ -4,7 +4,9 @@ use std::{collections::BTreeSet, fs, io::Read, path::PathBuf};
 
 use jiff::tz::TimeZoneDatabase;
 use serde::Serialize;
-use virtward_api::{Explanation, Policy as Applied, PolicyDiff, PolicyDocument, PolicyReport, client::Client};
+use virtward_api::{
+    Explanation, Host, Page, Policy as Applied, PolicyDiff, PolicyDocument, PolicyReport, client::Client,
+};
 use virtward_decide::policy::{check::Known, file};
 use virtward_model::Policy;
 
@@ -117,13 +119,19 @@ fn read(args: &FileArgs) -> Result<(String, String), Failure> {
     Ok((name, text))
 }
 
-/// The policies of the file, checked as far as that can be done without a daemon.
-fn policies(app: &App, args: &FileArgs) -> Result<Vec<Policy>, Failure> {
+/// Names of the hosts that the daemon knows; none if they are more than it tells at once: it checks them itself.
+async fn hosts(client: &Client) -> Result<Option<BTreeSet<String>>, Failure> {
+    let all: Page<Host> = client.get("/api/v1/hosts?limit=1000").await?;
+    Ok(all.next.is_none().then(|| all.items.into_iter().map(|host| host.name).collect()))
+}
+
+/// The policies of the file, checked as far as that can be done without a daemon, or against the hosts that one knows.
+fn policies(app: &App, args: &FileArgs, hosts: Option<&BTreeSet<String>>) -> Result<Vec<Policy>, Failure> {
     let (name, text) = read(args)?;
     let mut known: BTreeSet<String> = app.settings.repositories.keys().cloned().collect();
     known.insert(virtward_server::config::DEFAULT_REPOSITORY.to_owned());
     let zones = TimeZoneDatabase::from_env();
-    file::parse(&name, &text, &Known { zones: &zones, repositories: Some(&known) }).map_err(|problems| {
+    file::parse(&name, &text, &Known { zones: &zones, repositories: Some(&known), hosts }).map_err(|problems| {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
         Failure::new(Kind::Usage, lines.join("\n"))
     })
@@ -140,7 +148,7 @@ struct Checked {
 }
 
 fn check(app: &App, args: &FileArgs) -> Result<(), Failure> {
-    let names: Vec<String> = policies(app, args)?.into_iter().map(|policy| policy.name).collect();
+    let names: Vec<String> = policies(app, args, None)?.into_iter().map(|policy| policy.name).collect();
     match app.json {
         true => out::json(&Checked { policies: names }),
         false => out::text(&format!("good: {}\n", names.join(", "))),
@@ -149,7 +157,7 @@ fn check(app: &App, args: &FileArgs) -> Result<(), Failure> {
 
 async fn diff(app: &App, client: &Client, args: &FileArgs) -> Result<(), Failure> {
     let mut all = Vec::new();
-    for policy in policies(app, args)? {
+    for policy in policies(app, args, hosts(client).await?.as_ref())? {
         let diff: PolicyDiff = client.post("/api/v1/policies/diff", &document(&policy)?, None).await?;
         all.push(diff);
     }
@@ -179,7 +187,7 @@ fn text(diff: &PolicyDiff) -> String {
 }
 
 async fn apply(app: &App, client: &Client, args: &FileArgs) -> Result<(), Failure> {
-    let policies = policies(app, args)?;
+    let policies = policies(app, args, hosts(client).await?.as_ref())?;
     // All of them are good for the daemon too, before any is applied.
     for policy in &policies {
         let report: PolicyReport = client.post("/api/v1/policies/validate", &document(policy)?, None).await?;

@@ -11,9 +11,9 @@ use serde_json::Value;
 use crate::harness::{HEARTBEAT, Lab, VIRTWARD, run, text, wait};
 
 /// A node: its configuration, and its daemon while it runs. Killed when the test ends, however it ends.
-struct Node<'a> {
+pub struct Node<'a> {
     lab: &'a Lab,
-    name: &'static str,
+    pub name: &'static str,
     address: String,
     daemon: Option<Child>,
 }
@@ -25,7 +25,7 @@ impl Drop for Node<'_> {
 }
 
 impl<'a> Node<'a> {
-    fn new(lab: &'a Lab, name: &'static str, repo: &str) -> Self {
+    pub fn new(lab: &'a Lab, name: &'static str, repo: &str) -> Self {
         let address = lab.tcp_uri(name).trim_start_matches("qemu+tcp://").split(['/', ':']).next().unwrap().to_owned();
         let node = Self { lab, name, address, daemon: None };
         std::fs::create_dir_all(node.dir()).unwrap();
@@ -43,7 +43,7 @@ impl<'a> Node<'a> {
         node
     }
 
-    fn dir(&self) -> PathBuf {
+    pub fn dir(&self) -> PathBuf {
         self.lab.path(self.name)
     }
 
@@ -58,28 +58,33 @@ impl<'a> Node<'a> {
         command
     }
 
-    fn output(&self, arguments: &[&str]) -> Output {
+    pub fn output(&self, arguments: &[&str]) -> Output {
         run(self.virtward(arguments), Duration::from_secs(60))
     }
 
-    fn ok(&self, arguments: &[&str]) -> String {
+    pub fn ok(&self, arguments: &[&str]) -> String {
         let output = self.output(arguments);
         assert!(output.status.success(), "{}: virtward {arguments:?}: {}", self.name, text(&output));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    fn json(&self, arguments: &[&str]) -> Value {
+    pub fn json(&self, arguments: &[&str]) -> Value {
         serde_json::from_slice(&self.output(&[arguments, &["--json"]].concat()).stdout).unwrap_or(Value::Null)
     }
 
-    fn start(&mut self) {
+    pub fn start(&mut self) {
         let log = std::fs::File::options().append(true).create(true).open(self.dir().join("log")).unwrap();
         let daemon = self.virtward(&["serve"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
         self.daemon = Some(daemon.expect("the daemon starts"));
     }
 
+    /// Its daemon's process.
+    pub fn pid(&self) -> String {
+        self.daemon.as_ref().expect("it runs").id().to_string()
+    }
+
     /// As if the power went: no word, no clean-up.
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             let _ = daemon.kill();
             let _ = daemon.wait();
@@ -87,7 +92,7 @@ impl<'a> Node<'a> {
     }
 
     /// The node as this one's daemon sees it.
-    fn sees(&self, node: &str) -> Value {
+    pub fn sees(&self, node: &str) -> Value {
         let status = self.json(&["cluster", "status"]);
         let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
         nodes.into_iter().find(|of| of["name"] == node).unwrap_or(Value::Null)
@@ -97,23 +102,27 @@ impl<'a> Node<'a> {
         self.json(&["cluster", "status"])["leader"]["node"].as_str().map(str::to_owned)
     }
 
-    fn job(&self, id: &str) -> Value {
+    pub fn job(&self, id: &str) -> Value {
         self.json(&["job", "show", id])
     }
 }
 
 fn backup(lab: &Lab, node: &Node<'_>, vm: &str) -> String {
-    let request = format!("{{\"vm\":\"{vm}\",\"full\":true,\"bandwidth_bytes_s\":{}}}", 2 << 20);
+    ask_backup(lab, node, &format!("{{\"vm\":\"{vm}\",\"full\":true,\"bandwidth_bytes_s\":{}}}", 2 << 20))
+}
+
+/// Asks a node's daemon for a backup; the job's id.
+pub fn ask_backup(lab: &Lab, node: &Node<'_>, request: &str) -> String {
     let mut curl = lab.host_exec(node.name);
     let socket = node.dir().join("run/api.sock").display().to_string();
-    curl.args(["curl", "-sS", "--unix-socket", &socket, "-H", "content-type: application/json", "-d", &request]);
+    curl.args(["curl", "-sS", "--unix-socket", &socket, "-H", "content-type: application/json", "-d", request]);
     curl.arg("http://localhost/api/v1/jobs/backup");
     let output = run(curl, Duration::from_secs(30));
     let job: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output)));
     job["id"].as_str().unwrap_or_else(|| panic!("{job}")).to_owned()
 }
 
-const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(60);
 
 #[test]
 fn three_hosts_become_a_cluster_and_bear_its_bad_days() {
@@ -210,11 +219,16 @@ fn three_hosts_become_a_cluster_and_bear_its_bad_days() {
 
 /// Makes a cluster of three hosts over one directory that all see, a guest on each.
 fn three<'a>(lab: &'a Lab, guests: &[&str; 3]) -> [Node<'a>; 3] {
-    let repo = lab.path("repo").display().to_string();
     for (host, guest) in ["h1", "h2", "h3"].into_iter().zip(guests) {
         lab.lab(&["vm", "create", guest, "--host", host, "--disk", "1GiB", "--fill", "40MiB"]);
     }
     guests.iter().for_each(|guest| _ = lab.lab(&["vm", "wait", guest]));
+    joined(lab, guests.len())
+}
+
+/// Makes a cluster of three hosts over one directory that all see, on which there are so many guests.
+pub fn joined(lab: &Lab, guests: usize) -> [Node<'_>; 3] {
+    let repo = lab.path("repo").display().to_string();
     let mut nodes = ["h1", "h2", "h3"].map(|name| Node::new(lab, name, &repo));
     let etcd: Vec<String> = nodes.iter().map(|node| format!("http://{}:2379", node.address)).collect();
     nodes[0].ok(&["cluster", "init", "--etcd", &etcd.join(","), "--name", "h1", "--address", &nodes[0].peer()]);
@@ -229,15 +243,15 @@ fn three<'a>(lab: &'a Lab, guests: &[&str; 3]) -> [Node<'a>; 3] {
     for node in &nodes {
         wait("every node to see all", SOON, || {
             let is_up = |of: &&str| node.sees(of)["is_there"] == true && node.sees(of)["host_state"] == "up";
-            ["h1", "h2", "h3"].iter().all(is_up) && node.json(&["status"])["vms"]["total"] == 3
+            ["h1", "h2", "h3"].iter().all(is_up) && node.json(&["status"])["vms"]["total"] == guests
         });
     }
     nodes
 }
 
-const JOB: Duration = Duration::from_secs(180);
+pub const JOB: Duration = Duration::from_secs(180);
 
-fn succeeds(node: &Node<'_>, id: &str) {
+pub fn succeeds(node: &Node<'_>, id: &str) {
     wait("the job's result", JOB, || {
         let job = node.job(id);
         assert!(!matches!(job["state"].as_str(), Some("failed" | "cancelled" | "interrupted")), "{job}");

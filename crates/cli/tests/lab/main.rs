@@ -18,6 +18,7 @@ mod ha_hands;
 mod interrupted;
 mod migrate;
 mod moves;
+mod proxy;
 mod remote;
 mod repository;
 mod restore;

@@ -16,15 +16,15 @@ const MAC: &str = "52:54:00:12:34:56";
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A VM that is never started, with a bit of everything: two disks, UEFI variables, TPM state, a CD-ROM, metadata.
-struct Still<'a> {
+pub struct Still<'a> {
     lab: &'a Lab,
     dir: PathBuf,
-    tpm: PathBuf,
+    pub tpm: PathBuf,
 }
 
 impl<'a> Still<'a> {
     /// Defines it as `still` on `host`.
-    fn define(lab: &'a Lab, host: &str) -> Self {
+    pub fn define(lab: &'a Lab, host: &str) -> Self {
         let dir = lab.path("images");
         std::fs::create_dir_all(dir.join("second")).expect("a directory");
         std::os::unix::fs::symlink("/usr/bin/qemu-system-x86_64", dir.join("qemu")).expect("a link");
@@ -79,7 +79,7 @@ impl<'a> Still<'a> {
         std::fs::write(self.path(name), content).expect("a file");
     }
 
-    fn read(&self, name: &str) -> Vec<u8> {
+    pub fn read(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 

@@ -32,6 +32,8 @@ pub struct Known<'a> {
     pub zones: &'a TimeZoneDatabase,
     /// Names of repositories; none: not known here, every name is let pass.
     pub repositories: Option<&'a BTreeSet<String>>,
+    /// Names of hosts; none: not known here, every name is let pass.
+    pub hosts: Option<&'a BTreeSet<String>>,
 }
 
 /// Something wrong in a policy.
@@ -85,6 +87,7 @@ impl Checker<'_> {
         self.schedule(&policy.schedule, policy.rpo);
         self.retention("retention", &policy.retention);
         self.copies(policy);
+        self.proxies(&policy.proxy);
         if policy.bandwidth == Some(Bytes(0)) {
             self.find("bandwidth", "a limit of nothing would never end", "leave it out for no limit");
         }
@@ -143,6 +146,26 @@ impl Checker<'_> {
             (true, true) => "no repository is configured yet".to_owned(),
         };
         self.find(field, format!("there is no repository {name:?}"), hint);
+    }
+
+    fn proxies(&mut self, proxies: &[String]) {
+        let mut seen = BTreeSet::new();
+        for (place, name) in proxies.iter().enumerate() {
+            let field = format!("proxy[{place}]");
+            if name.is_empty() {
+                self.find(field, "no host is named", "for example proxy = \"backup1\"; leave it out for none");
+            } else if !seen.insert(name) {
+                self.find(field, format!("host {name:?} is named twice"), "remove one of the two");
+            } else if let Some(known) = self.known.hosts.filter(|known| !known.contains(name)) {
+                let near = nearest(name, known.iter().map(String::as_str));
+                let names: Vec<&str> = known.iter().map(String::as_str).collect();
+                let hint = match near.is_empty() {
+                    false => format!("did you mean {}?", near.join(" or ")),
+                    true => format!("known hosts: {}", names.join(", ")),
+                };
+                self.find(field, format!("there is no host {name:?}"), hint);
+            }
+        }
     }
 
     fn selection(&mut self, policy: &Policy) {

@@ -137,6 +137,7 @@ fn policy(t: &mut Table<'_, '_>) -> Policy {
             )
             .unwrap_or_default(),
         bandwidth: t.number_or_parsed::<Bytes>("bandwidth", "\"100MiB\""),
+        proxy: t.one_or_more("proxy", "\"backup1\"").unwrap_or_default(),
         timeout: t.parsed("timeout", "\"6h\""),
         rpo: t.parsed("rpo", "\"26h\""),
         select: t.table("select", select).unwrap_or_default(),

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 use virtward_model::Seconds;
 
-use super::{Attempt, Report, ScheduleInput, Selection, State, due::Current, select};
+use super::{Attempt, Carrier, Limit, Report, ScheduleInput, Selection, State, due::Current, proxy, select};
 
 /// Everything about one VM.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +26,8 @@ pub struct PolicyExplanation<'a> {
     pub selection: Selection<'a>,
     /// What is with it now; none if it is not for the VM.
     pub state: Option<&'a State>,
+    /// Who does it, as things are, and why, for people; none if it is not for the VM, or nobody knows where that is.
+    pub carrier: Option<Carrier<'a>>,
     /// When the schedule has the next run, jitter included; none if it is not for the VM, or paused.
     pub next: Option<Timestamp>,
     /// The last run that ended.
@@ -49,12 +51,16 @@ pub fn explain<'a>(input: &'a ScheduleInput, now: Timestamp, report: &'a Report,
         let breach = report.rpo.iter().find(|breach| breach.vm == vm && breach.policy == number);
         PolicyExplanation {
             policy: &policy.name,
-            selection,
             state: line.map(|line| &line.state),
+            carrier: facts.host.as_deref().filter(|_| selection.is_selected()).and_then(|host| {
+                // Which of several it would be, the room at that time decides.
+                proxy::choose(host, &policy.proxy, &input.daemons, |_| 0, &Limit::each(1)).ok()
+            }),
             next: comes.then(|| Current::new(compiled, now, input.scheduling_since).next(facts)).flatten(),
             last: history.and_then(|history| history.last),
             newest: history.and_then(|history| history.newest),
             rpo_exceeded: breach.map(|breach| breach.age),
+            selection,
         }
     });
     Some(Explanation { vm, name: &facts.name, policies: policies.collect() })

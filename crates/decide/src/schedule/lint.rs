@@ -58,6 +58,8 @@ fn one(input: &ScheduleInput, now: Timestamp, start: &Start, vm: &VmFacts, compi
     let follows = |outcome| last.is_some_and(|last| last.outcome == outcome && last.due == start.due);
     let gap = input.limits.host_gap.duration();
     let too_near = |job: &&Job| job.host == start.host && job.started <= now && job.started + gap > now;
+    let named = |proxy: &String| policy.proxy.contains(proxy) && !policy.proxy.contains(&start.host);
+    let may_store = |proxy: &String| named(proxy) && input.daemons.contains(proxy);
     let checks = [
         (policy.paused, "its policy is paused"),
         (!is_for(compiled, vm), "its policy is not for it"),
@@ -74,6 +76,11 @@ fn one(input: &ScheduleInput, now: Timestamp, start: &Start, vm: &VmFacts, compi
         (start.cause == Cause::Retry && !follows(Outcome::Failed), "a retry of nothing that failed"),
         (start.cause == Cause::Resumed && !follows(Outcome::Interrupted), "nothing was interrupted"),
         (start.attempt > 1 + policy.retries.count, "too many tries"),
+        (
+            start.proxy.as_ref().is_some_and(|proxy| !may_store(proxy)),
+            "another host than its policy's proxies stores it",
+        ),
+        (start.proxy.is_none() && policy.proxy.iter().any(may_store), "a proxy answers and does not store it"),
         (input.running.iter().any(|job| too_near(&job)), "too soon after another start on its host"),
     ];
     checks.into_iter().filter(|(is_broken, _)| *is_broken).map(|(_, what)| what).collect()
@@ -107,14 +114,17 @@ struct Used<'a> {
 impl<'a> Used<'a> {
     fn count(input: &'a ScheduleInput, running: &'a [Job], starts: &'a [Start]) -> Self {
         let mut used = Self::default();
-        let running = running.iter().map(|job| (&*job.host, &job.storages, &*job.repository));
+        let running = running.iter().map(|job| {
+            let proxy = job.proxies.first().map(String::as_str);
+            (&*job.host, proxy, &job.storages, &*job.repository)
+        });
         let starting = starts.iter().filter_map(|start| {
             let (vm, policy) = find(input, start)?;
-            Some((&*start.host, &vm.storages, &*policy.policy().repository))
+            Some((&*start.host, start.proxy.as_deref(), &vm.storages, &*policy.policy().repository))
         });
-        for (host, storages, repository) in running.chain(starting) {
+        for (host, proxy, storages, repository) in running.chain(starting) {
             used.total += 1;
-            *used.hosts.entry(host).or_default() += 1;
+            [Some(host), proxy].into_iter().flatten().for_each(|host| *used.hosts.entry(host).or_default() += 1);
             *used.repositories.entry(repository).or_default() += 1;
             storages.iter().for_each(|storage| *used.storages.entry(storage).or_default() += 1);
         }
@@ -135,7 +145,8 @@ impl<'a> Used<'a> {
         if !starts.is_empty() && self.total > input.limits.total {
             broken.push(format!("{} backups in all", self.total));
         }
-        if !input.limits.host_gap.is_zero() && starting.hosts.len() < starts.len() {
+        let at: BTreeSet<&str> = starts.iter().map(|start| &*start.host).collect();
+        if !input.limits.host_gap.is_zero() && at.len() < starts.len() {
             broken.push("two backups start on one host at once".to_owned());
         }
         broken

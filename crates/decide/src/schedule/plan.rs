@@ -11,7 +11,7 @@ use uuid::Uuid;
 use virtward_model::{Policy, Seconds};
 
 use super::{
-    HostState, Job, Line, Report, RpoBreach, ScheduleInput, Start, State, VmFacts, Why,
+    Carrier, HostState, Job, Line, Report, RpoBreach, ScheduleInput, Start, State, VmFacts, Why,
     due::{Candidate, Current, Owed},
     later,
     room::Taken,
@@ -72,8 +72,8 @@ pub fn plan(input: &ScheduleInput, now: Timestamp) -> (Vec<Start>, Report) {
         let Candidate { due, attempt, cause, .. } = candidate;
         report.lines[line].state = match room.take(vm, policy) {
             Err(why) => State::Waits { due, why },
-            Ok(host) => {
-                starts.push(Start { vm: vm.uuid, policy: policy.name.clone(), host, due, attempt, cause });
+            Ok((host, proxy)) => {
+                starts.push(Start { vm: vm.uuid, policy: policy.name.clone(), host, proxy, due, attempt, cause });
                 State::Starts { due, attempt, cause }
             }
         };
@@ -119,7 +119,8 @@ impl<'a> Room<'a> {
             planned: HashMap::new(),
         };
         for job in &input.running {
-            room.occupy(&job.host, &job.storages, &job.repository, job.started);
+            let proxy = job.proxies.first().map(String::as_str);
+            room.occupy(&job.host, proxy, &job.storages, &job.repository, job.started);
             room.busy.entry(job.vm).or_default().push(Operation::Backup);
         }
         for (vm, operation) in &input.claims {
@@ -128,8 +129,15 @@ impl<'a> Room<'a> {
         room
     }
 
-    fn occupy(&mut self, host: &'a str, storages: &'a [String], repository: &'a str, started: Timestamp) {
-        self.taken.add(host, storages, repository);
+    fn occupy(
+        &mut self,
+        host: &'a str,
+        proxy: Option<&'a str>,
+        storages: &'a [String],
+        repository: &'a str,
+        started: Timestamp,
+    ) {
+        self.taken.add(host, proxy, storages, repository);
         let last = self.last_start.entry(host).or_insert(started);
         *last = started.max(*last);
     }
@@ -143,8 +151,8 @@ impl<'a> Room<'a> {
         }
     }
 
-    /// Takes room for a backup of a VM, or says what it waits for. Gives its host.
-    fn take(&mut self, vm: &'a VmFacts, policy: &'a Policy) -> Result<String, Why> {
+    /// Takes room for a backup of a VM, or says what it waits for. Gives its host, and the proxy.
+    fn take(&mut self, vm: &'a VmFacts, policy: &'a Policy) -> Result<(String, Option<String>), Why> {
         if let Some(other) = self.planned.get(&vm.uuid) {
             return Err(Why::OtherPolicy((*other).to_owned()));
         }
@@ -159,18 +167,22 @@ impl<'a> Room<'a> {
             HostState::Up => {}
             state => return Err(Why::Host(host.to_owned(), state)),
         }
-        self.within_limits(vm, host, policy)?;
-        self.occupy(host, &vm.storages, &policy.repository, self.now);
+        let proxy = match self.within_limits(vm, host, policy)? {
+            Carrier::Proxy(name) => Some(name),
+            _ => None,
+        };
+        self.occupy(host, proxy, &vm.storages, &policy.repository, self.now);
         self.planned.insert(vm.uuid, &policy.name);
-        Ok(host.to_owned())
+        Ok((host.to_owned(), proxy.map(str::to_owned)))
     }
 
-    fn within_limits(&self, vm: &VmFacts, host: &str, policy: &Policy) -> Result<(), Why> {
+    fn within_limits(&self, vm: &VmFacts, host: &str, policy: &'a Policy) -> Result<Carrier<'a>, Why> {
         let limits = &self.input.limits;
-        self.taken.room(limits, host, &vm.storages, &policy.repository)?;
+        let proxies = (&*policy.proxy, &self.input.daemons);
+        let carrier = self.taken.room(limits, host, proxies, &vm.storages, &policy.repository)?;
         match self.last_start.get(host).filter(|last| **last <= self.now).map(|last| later(*last, limits.host_gap)) {
             Some(until) if until > self.now => Err(Why::HostGap { host: host.to_owned(), until }),
-            _ => Ok(()),
+            _ => Ok(carrier),
         }
     }
 }

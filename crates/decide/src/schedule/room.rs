@@ -4,9 +4,9 @@
 //! whatever node will do them; [`admit`] tells of the whole queue which may begin. Every daemon that knows the same jobs
 //! comes to the same answer, so two never take the same room: whoever was asked for first goes first.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::{Job, Limits, Why};
+use super::{Carrier, Job, Limits, Why, proxy};
 
 /// How many backups run where.
 #[derive(Default)]
@@ -19,17 +19,32 @@ pub(super) struct Taken<'a> {
 
 impl<'a> Taken<'a> {
     /// One more.
-    pub(super) fn add(&mut self, host: &'a str, storages: &'a [String], repository: &'a str) {
+    pub(super) fn add(&mut self, host: &'a str, proxy: Option<&'a str>, storages: &'a [String], repository: &'a str) {
         self.total += 1;
-        *self.hosts.entry(host).or_default() += 1;
+        for host in [Some(host), proxy].into_iter().flatten() {
+            *self.hosts.entry(host).or_default() += 1;
+        }
         *self.repositories.entry(repository).or_default() += 1;
         for storage in storages {
             *self.storages.entry(storage).or_default() += 1;
         }
     }
 
-    /// Whether one more may run there, and if not, why.
-    pub(super) fn room(&self, limits: &Limits, host: &str, storages: &[String], repository: &str) -> Result<(), Why> {
+    /// Who does one more, if it may run there; if not, why.
+    pub(super) fn room<'p>(
+        &self,
+        limits: &Limits,
+        host: &str,
+        (proxies, daemons): (&'p [String], &BTreeSet<String>),
+        storages: &[String],
+        repository: &str,
+    ) -> Result<Carrier<'p>, Why> {
+        self.own_room(limits, host, storages, repository)?;
+        let taken = |name: &str| self.hosts.get(name).copied().unwrap_or_default();
+        proxy::choose(host, proxies, daemons, taken, &limits.per_host)
+    }
+
+    fn own_room(&self, limits: &Limits, host: &str, storages: &[String], repository: &str) -> Result<(), Why> {
         let taken = |of: &HashMap<&str, u32>, name: &str| of.get(name).copied().unwrap_or_default();
         if self.total >= limits.total {
             return Err(Why::Total(limits.total));
@@ -52,20 +67,39 @@ impl<'a> Taken<'a> {
     }
 }
 
-/// What each of the backups that wait waits for; nothing: it may begin. `waiting` is in the order in which they were asked
-/// for, and holds only what nothing but limits keeps from beginning. One whose VM is being backed up, or waits further
+/// A backup that may begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// The host that reads and stores in place of the VM's own.
+    pub proxy: Option<String>,
+}
+
+/// Which of the backups that wait may begin, and through which proxy, and what the others wait for. `waiting` is in the
+/// order in which they were asked for, and holds only what nothing but limits keeps from beginning. `daemons`: hosts whose
+/// daemon answers. One whose VM is being backed up, or waits further
 /// ahead, takes no room: it will not begin now. The time between two starts on a host is the planner's, for runs that
 /// nobody waits for.
-pub fn admit(running: &[Job], waiting: &[Job], limits: &Limits) -> Vec<Option<Why>> {
+pub fn admit(
+    running: &[Job],
+    waiting: &[Job],
+    limits: &Limits,
+    daemons: &BTreeSet<String>,
+) -> Vec<Result<Admitted, Why>> {
     let mut taken = Taken::default();
     let mut vms: HashSet<_> = running.iter().map(|job| job.vm).collect();
-    running.iter().for_each(|job| taken.add(&job.host, &job.storages, &job.repository));
+    for job in running {
+        taken.add(&job.host, job.proxies.first().map(String::as_str), &job.storages, &job.repository);
+    }
     let judge = waiting.iter().map(|job| {
-        let why = taken.room(limits, &job.host, &job.storages, &job.repository).err();
-        if why.is_none() && vms.insert(job.vm) {
-            taken.add(&job.host, &job.storages, &job.repository);
+        let carrier = taken.room(limits, &job.host, (&job.proxies, daemons), &job.storages, &job.repository)?;
+        let proxy = match carrier {
+            Carrier::Proxy(name) => Some(name),
+            _ => None,
+        };
+        if vms.insert(job.vm) {
+            taken.add(&job.host, proxy, &job.storages, &job.repository);
         }
-        why
+        Ok(Admitted { proxy: proxy.map(str::to_owned) })
     });
     judge.collect()
 }
@@ -82,6 +116,7 @@ mod tests {
             vm: Uuid::from_u128(vm),
             policy: None,
             host: host.into(),
+            proxies: Vec::new(),
             storages: vec![storage.into()],
             repository: repository.into(),
             started: Timestamp::UNIX_EPOCH,
@@ -96,6 +131,38 @@ mod tests {
             per_repository: Limit::each(repository),
             ..Limits::default()
         }
+    }
+
+    /// What each waits for.
+    fn admit(running: &[Job], waiting: &[Job], limits: &Limits) -> Vec<Option<Why>> {
+        super::admit(running, waiting, limits, &BTreeSet::new()).into_iter().map(Result::err).collect()
+    }
+
+    #[test]
+    fn a_job_through_a_proxy_takes_room_on_both_hosts() {
+        let through = |vm, host: &str, proxies: &[&str]| Job {
+            proxies: proxies.iter().map(|name| (*name).to_owned()).collect(),
+            ..job(vm, host, host, "main")
+        };
+        let daemons = ["h1", "h2", "h3", "b1", "b2"].map(str::to_owned).into();
+        let running = [through(1, "h1", &["b1"])];
+        let both = ["b1", "b2"];
+        let waiting = [
+            through(2, "h2", &both),
+            through(3, "h3", &both),
+            // A VM of the proxy's own, which has something to do already.
+            job(4, "b1", "local", "main"),
+            job(5, "h1", "local", "main"),
+        ];
+        let begins = |proxy: &str| Ok(Admitted { proxy: Some(proxy.into()) });
+        let waits = |host: &str, limit| Err(Why::HostLimit(host.into(), limit));
+        let told = super::admit(&running, &waiting, &limits(64, 1, 8, 16), &daemons);
+        assert_eq!(told, [begins("b2"), waits("b1", 1), waits("b1", 1), waits("h1", 1)]);
+        let told = super::admit(&running, &waiting, &limits(64, 2, 8, 16), &daemons);
+        let own = || Ok(Admitted { proxy: None });
+        assert_eq!(told, [begins("b2"), begins("b1"), waits("b1", 2), own()]);
+        let alone = ["h1", "h2", "h3"].map(str::to_owned).into();
+        assert_eq!(super::admit(&[], &waiting[..1], &limits(64, 1, 8, 16), &alone), [own()], "none answers");
     }
 
     #[test]

@@ -78,6 +78,7 @@ impl ScheduleInput {
             vm: facts.uuid,
             policy: Some(policy.into()),
             host: facts.host.clone().unwrap(),
+            proxies: Vec::new(),
             storages: facts.storages.clone(),
             repository: "main".into(),
             started: at(started),

@@ -23,7 +23,7 @@ impl Compiled {
     /// Checks a policy. `since` is when its schedule came into force: when it was added or its schedule last changed
     /// ([`Difference::reschedules`](crate::policy::diff::Difference::reschedules)); times before that are not owed.
     pub fn new(policy: Policy, since: Timestamp, zones: &TimeZoneDatabase) -> Result<Self, Vec<Finding>> {
-        let findings = check(std::slice::from_ref(&policy), &Known { zones, repositories: None });
+        let findings = check(std::slice::from_ref(&policy), &Known { zones, repositories: None, hosts: None });
         let crons: Vec<Cron> = policy.schedule.cron.iter().filter_map(|text| Cron::parse(text).ok()).collect();
         match zones.get(&policy.schedule.time_zone) {
             Ok(zone) if findings.is_empty() => Ok(Self { policy, since, crons, zone }),

@@ -16,8 +16,8 @@ use virtward_api::{
 use super::answer::Failed;
 use crate::{access, daemon::Daemon, events::Deed, failures::blocking};
 
-/// Longest time for a request; those that follow changes have none.
-const TIME_MAX: Duration = Duration::from_secs(60);
+/// Longest time for a request; those that follow changes have none. A plan of balancing may watch for 60 s.
+const TIME_MAX: Duration = Duration::from_secs(90);
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]

@@ -67,7 +67,7 @@ pub async fn list(State(daemon): State<Arc<Daemon>>, Params(query): Params<JobPa
             && of_vm(&job.vm)
             && query.policy.as_ref().is_none_or(|policy| job.origin.policy.as_ref() == Some(policy))
             && query.repository.as_ref().is_none_or(|repository| job.repository == *repository)
-            && query.host.as_ref().is_none_or(|host| job.host == *host)
+            && query.host.as_ref().is_none_or(|host| job.host == *host || job.proxy.as_ref() == Some(host))
     });
     let total = Some(found.clone().count() as u64);
     let mut rest = found.by_ref().filter(|record| before.is_none_or(|before| record.job.id < before));
@@ -133,7 +133,7 @@ pub async fn backup(
     State(daemon): State<Arc<Daemon>>,
     Who(who): Who,
     headers: HeaderMap,
-    Body(request, body): Body<BackupRequest>,
+    Body(mut request, body): Body<BackupRequest>,
 ) -> Result<Response, Failed> {
     let fleet = daemon.fleet();
     let placed = vms::find(&fleet, &request.vm)?;
@@ -143,18 +143,25 @@ pub async fn backup(
         let detail = "bandwidth_bytes_s: a limit of nothing would never end; leave it out for no limit";
         return Err(Problem::new(Code::Invalid, detail).into());
     }
-    let by_policy = || {
-        let planned = daemon.plan();
-        let line = planned.lines.get(&vm.uuid).and_then(|lines| planned.report.lines.get(*lines.first()?))?;
-        Some(planned.input.policies.get(line.policy)?.policy().repository.clone())
-    };
-    let name = request.repository.clone().or_else(by_policy);
+    let hosts = daemon.host_names();
+    if let Some(unknown) = request.proxy.iter().flatten().find(|name| !hosts.contains(*name)) {
+        let known = hosts.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let detail = format!("proxy: there is no host {unknown}");
+        return Err(Problem::new(Code::Invalid, detail).hint(format!("the hosts are {known}")).into());
+    }
+    let planned = daemon.plan();
+    let line = planned.lines.get(&vm.uuid).and_then(|lines| planned.report.lines.get(*lines.first()?));
+    let policy = line.and_then(|line| planned.input.policies.get(line.policy)).map(|policy| policy.policy());
+    let name = request.repository.clone().or_else(|| policy.map(|policy| policy.repository.clone()));
     let repository = daemon.repositories.find(name.as_deref())?.config.name.clone();
+    let of_policy = || policy.map(|policy| policy.proxy.clone()).unwrap_or_default();
+    let proxies = request.proxy.take().unwrap_or_else(of_policy);
     let new = NewJob {
-        work: Work::Backup { request, hooks: Hooks::default(), timeout: None },
+        work: Work::Backup { request, hooks: Hooks::default(), timeout: None, proxies },
         vm: Some(vm),
         repository,
         origin: Origin::from(&who),
+        proxy: None,
     };
     let place = daemon.place_for(&new);
     submit(&daemon, new, &place, &headers, &who, "backup", &body).await
@@ -252,6 +259,7 @@ pub async fn restore(
         vm: Some(VmRef { uuid: existing.unwrap_or(point.vm_uuid), name }),
         repository: entry.config.name.clone(),
         origin: Origin::from(&who),
+        proxy: None,
     };
     submit(&daemon, new, &place, &headers, &who, "restore", &body).await
 }
@@ -316,6 +324,7 @@ pub async fn verify(
         vm: None,
         repository: entry.config.name.clone(),
         origin: Origin::from(&who),
+        proxy: None,
     };
     let place = daemon.place_for(&new);
     submit(&daemon, new, &place, &headers, &who, "verify", &body).await

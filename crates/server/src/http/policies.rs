@@ -55,7 +55,7 @@ pub async fn put(
             Some(number.ok_or_else(|| params::bad("if-match", "the revision of the policy, a number"))?)
         }
     };
-    let parsed = daemon.policies.parse(&document, &daemon.repository_names())?;
+    let parsed = daemon.policies.parse(&document, &daemon.repository_names(), &daemon.host_names())?;
     if !parsed.findings.is_empty() {
         return Err(refusal(&parsed.findings).into());
     }
@@ -110,12 +110,12 @@ fn report(daemon: &Daemon, parsed: &Parsed) -> PolicyReport {
 }
 
 pub async fn validate(State(daemon): State<Arc<Daemon>>, Body(document, _): Body<PolicyDocument>) -> Answer {
-    let parsed = daemon.policies.parse(&document, &daemon.repository_names())?;
+    let parsed = daemon.policies.parse(&document, &daemon.repository_names(), &daemon.host_names())?;
     ok(&report(&daemon, &parsed))
 }
 
 pub async fn diff(State(daemon): State<Arc<Daemon>>, Body(document, _): Body<PolicyDocument>) -> Answer {
-    let parsed = daemon.policies.parse(&document, &daemon.repository_names())?;
+    let parsed = daemon.policies.parse(&document, &daemon.repository_names(), &daemon.host_names())?;
     let [new] = &parsed.policies[..] else {
         return Err(match parsed.findings.is_empty() {
             true => Problem::new(Code::Invalid, "the document must have one policy").into(),

@@ -219,7 +219,8 @@ pub async fn points(State(daemon): State<Arc<Daemon>>, Name(name): Name, Params(
 
 pub async fn explain(State(daemon): State<Arc<Daemon>>, Name(name): Name) -> Answer {
     let fleet = daemon.fleet();
-    let view = &find(&fleet, &name)?.view;
+    let placed = find(&fleet, &name)?;
+    let view = &placed.view;
     let vm = VmRef { uuid: view.vm.uuid, name: view.vm.name.clone() };
     let planned = daemon.plan();
     let found = schedule::explain(&planned.input, planned.at, &planned.report, vm.uuid);
@@ -238,6 +239,8 @@ pub async fn explain(State(daemon): State<Arc<Daemon>>, Name(name): Name) -> Ans
                 waiting_for = Some(why.text(zone));
             }
         }
+        let host = placed.host.as_str();
+        reasons.extend(policy.carrier.as_ref().map(|carrier| carrier.text(host)));
         reasons.extend(policy.rpo_exceeded.map(|age| format!("the newest restore point is too old: {age}")));
         PolicyVerdict {
             policy: policy.policy.to_owned(),
@@ -245,6 +248,7 @@ pub async fn explain(State(daemon): State<Arc<Daemon>>, Name(name): Name) -> Ans
             reasons,
             next_run: policy.next,
             waiting_for,
+            runs_on: policy.carrier.as_ref().map(|carrier| carrier.proxy().unwrap_or(host).to_owned()),
         }
     });
     ok(&Explanation { vm, policies: policies.collect() })

@@ -8,11 +8,14 @@ use std::{
 };
 
 use jiff::{Timestamp, tz::TimeZone};
-use virtward_api::{BackupRequest, Code, JobResult, Problem, Quiesce, RestoredDisk, VerifyDepth, VmRef};
+use virtward_api::{BackupRequest, Code, JobResult, LogLevel, Problem, Quiesce, RestoredDisk, VerifyDepth, VmRef};
 use virtward_decide::retention::{self, Protection, Verdict};
-use virtward_engine::{BackupMode, BackupOptions, Cancel, Hooks, RestoreVmOptions, backup_vm, restore_vm};
+use virtward_engine::{
+    BackupMode, BackupOptions, Cancel, Error as EngineError, Event, Hooks, Observer, Proxy, RestoreVmOptions,
+    backup_vm_through, restore_vm,
+};
 use virtward_model::{Bytes, PointId, QuiesceRequest, RestorePoint, Retention};
-use virtward_repo::{Error as RepoError, VerifyMode, VerifyOptions, WriterOptions};
+use virtward_repo::{Error as RepoError, Repository, VerifyMode, VerifyOptions, WriterOptions};
 
 use super::{
     observer::Watch,
@@ -22,6 +25,7 @@ use crate::{
     daemon::Daemon,
     failures::{self, Result, blocking},
     moves,
+    peers::proxy::Session,
 };
 
 /// Does a job.
@@ -79,7 +83,7 @@ pub fn restore_options(request: &virtward_api::RestoreRequest) -> RestoreVmOptio
 }
 
 async fn backup(daemon: &Daemon, record: &Record, watch: &Watch, cancel: &Cancel) -> Result<JobResult> {
-    let Work::Backup { request, hooks, timeout } = &record.work else {
+    let Work::Backup { request, hooks, timeout, .. } = &record.work else {
         return Err(Problem::new(Code::Internal, "not a backup"));
     };
     let vm = record.job.vm.as_ref().map(|vm| vm.uuid.to_string()).unwrap_or_else(|| request.vm.clone());
@@ -95,7 +99,9 @@ async fn backup(daemon: &Daemon, record: &Record, watch: &Watch, cancel: &Cancel
     let entry = daemon.repositories.find(Some(&record.job.repository))?;
     let repository = entry.open().await?;
     let env = daemon.env()?;
-    let run = backup_vm(&env, &repository, &vm, &options, watch, cancel);
+    let session = through(daemon, record, (&repository, &options), watch, cancel).await?;
+    let proxy = session.as_ref().map(|session| session as &dyn Proxy);
+    let run = backup_vm_through(proxy, &env, &repository, &vm, &options, watch, cancel);
     tokio::pin!(run);
     let mut timed_out = false;
     let outcome = match timeout {
@@ -114,12 +120,57 @@ async fn backup(daemon: &Daemon, record: &Record, watch: &Watch, cancel: &Cancel
     };
     match outcome {
         Ok(point) => Ok(of_point(&point)),
-        Err(virtward_engine::Error::Cancelled) if timed_out => {
+        Err(EngineError::Cancelled) if timed_out => {
             let limit = timeout.unwrap_or_default();
             Err(Problem::new(Code::TimedOut, format!("the backup took longer than {limit} and was cancelled"))
                 .hint("raise timeout in the policy, or the bandwidth"))
         }
+        Err(error @ EngineError::Proxy { .. }) => {
+            let problem = session.as_ref().and_then(Session::problem);
+            Err(problem.unwrap_or_else(|| failures::engine(&error)))
+        }
         Err(error) => Err(failures::engine(&error)),
+    }
+}
+
+/// The session with the proxy that was chosen. Where there is none to be had, this host does what it would have done.
+async fn through(
+    daemon: &Daemon,
+    record: &Record,
+    (repository, options): (&Repository, &BackupOptions),
+    watch: &Watch,
+    cancel: &Cancel,
+) -> Result<Option<Session>> {
+    let (job, named) = (&record.job, record.work.proxies());
+    let warn = |text: String| watch.event("", Event::Warning(&text));
+    let Some(host) = &job.proxy else {
+        if !named.is_empty() && !named.contains(&job.host) {
+            warn(format!("no proxy answers ({}): {} reads and stores this backup", named.join(", "), job.host));
+        }
+        return Ok(None);
+    };
+    let node = daemon.fleet().node_of(host).unwrap_or(host).to_owned();
+    let vm = job.vm.as_ref().map(|vm| vm.name.as_str()).unwrap_or_default();
+    let whereto = (job.repository.as_str(), repository);
+    let begun = tokio::select! {
+        begun = Session::begin(&daemon.peers, (&node, host), whereto, options.compression, vm) => begun,
+        () = cancel.cancelled() => return Err(failures::engine(&EngineError::Cancelled)),
+    };
+    match begun {
+        Ok(session) => {
+            daemon.jobs.note(job.id, LogLevel::Info, format!("{host} reads and stores it"));
+            Ok(Some(session))
+        }
+        Err(problem) => {
+            warn(format!(
+                "proxy {host} does not do it ({}): {} reads and stores this backup",
+                problem.detail, job.host
+            ));
+            if let Err(problem) = daemon.jobs.without_proxy(job.id).await {
+                tracing::warn!(job = %job.id, %problem, "that a job does without its proxy was not recorded");
+            }
+            Ok(None)
+        }
     }
 }
 

@@ -481,6 +481,16 @@ impl Jobs {
         moved.await.map(|_| ())
     }
 
+    /// Notes that the proxy that was chosen does not do it.
+    pub async fn without_proxy(&self, id: Uuid) -> Result<()> {
+        for _ in 0..TRIES {
+            if self.update(id, None, |record| record.job.proxy = None).await?.is_some() {
+                return Ok(());
+            }
+        }
+        Err(failures::changed(&format!("job {id}")))
+    }
+
     /// Adds to the log of a running job.
     fn note(&self, id: Uuid, level: LogLevel, message: String) {
         if let Some(live) = self.live().get_mut(&id) {
@@ -533,6 +543,7 @@ fn prepare(new: NewJob, place: &Place) -> Record {
         state: JobState::Queued,
         vm: new.vm,
         host: place.host.clone(),
+        proxy: new.proxy,
         repository: new.repository,
         origin: new.origin,
         created: Timestamp::now(),

@@ -14,12 +14,21 @@ use virtward_decide::schedule;
 use super::record::{Record, Work};
 use crate::{daemon::Daemon, scheduler, storages};
 
-/// Those of this node that have to wait, with what they wait for. `records`: all jobs, oldest first.
-pub fn held_back(daemon: &Daemon, records: &[Arc<Record>], now: Timestamp) -> HashMap<Uuid, String> {
+/// What the limits make of the backups of this node that wait.
+#[derive(Default)]
+pub struct Queue {
+    /// Those that have to wait, with what they wait for.
+    pub held: HashMap<Uuid, String>,
+    /// Those that may begin, with the host that reads and stores in place of this one.
+    pub admitted: HashMap<Uuid, Option<String>>,
+}
+
+/// Judges the queue. `records`: all jobs, oldest first.
+pub fn look(daemon: &Daemon, records: &[Arc<Record>], now: Timestamp) -> Queue {
     let backups = || records.iter().filter(|record| matches!(record.work, Work::Backup { .. }));
     let me = &daemon.nodes.me.name;
     if !backups().any(|record| record.job.state == JobState::Queued && record.node == *me) {
-        return HashMap::new();
+        return Queue::default();
     }
     let (fleet, names) = (daemon.fleet(), storages::Names::new(&daemon.registry));
     let as_job = |record: &Record| {
@@ -29,6 +38,10 @@ pub fn held_back(daemon: &Daemon, records: &[Arc<Record>], now: Timestamp) -> Ha
             vm: vm.uuid,
             policy: job.origin.policy.clone(),
             host: job.host.clone(),
+            proxies: match job.state {
+                JobState::Running => job.proxy.clone().into_iter().collect(),
+                _ => record.work.proxies().to_vec(),
+            },
             storages: placed.map(|placed| names.of(&placed.node, &placed.host, &placed.view)).unwrap_or_default(),
             repository: job.repository.clone(),
             started: job.started.unwrap_or(job.created),
@@ -50,7 +63,14 @@ pub fn held_back(daemon: &Daemon, records: &[Arc<Record>], now: Timestamp) -> Ha
     };
     let (waiting, jobs): (Vec<&Arc<Record>>, Vec<schedule::Job>) =
         backups().filter(may_begin).filter_map(|record| Some((record, as_job(record)?))).unzip();
-    let answers = schedule::admit(&running, &jobs, &scheduler::limits(daemon));
-    let held = waiting.iter().zip(answers).filter(|(record, _)| record.node == *me);
-    held.filter_map(|(record, why)| Some((record.job.id, why?.text(&TimeZone::UTC)))).collect()
+    let answers = schedule::admit(&running, &jobs, &scheduler::limits(daemon), &daemon.daemons());
+    let mut queue = Queue::default();
+    for (record, answer) in waiting.iter().zip(answers).filter(|(record, _)| record.node == *me) {
+        let id = record.job.id;
+        match answer {
+            Err(why) => _ = queue.held.insert(id, why.text(&TimeZone::UTC)),
+            Ok(admitted) => _ = queue.admitted.insert(id, admitted.proxy),
+        }
+    }
+    queue
 }

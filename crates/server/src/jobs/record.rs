@@ -46,6 +46,9 @@ pub enum Work {
         /// It is cancelled after so long.
         #[serde(default)]
         timeout: Option<Seconds>,
+        /// Hosts of which one reads and stores.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        proxies: Vec<String>,
     },
     /// Makes a VM.
     Restore {
@@ -137,6 +140,14 @@ impl Work {
         }
     }
 
+    /// Hosts of which one reads and stores.
+    pub fn proxies(&self) -> &[String] {
+        match self {
+            Work::Backup { proxies, .. } => proxies,
+            _ => &[],
+        }
+    }
+
     /// What it keeps waiting.
     pub fn lane(&self) -> Lane {
         match self {
@@ -194,12 +205,14 @@ pub struct NewJob {
     pub repository: String,
     /// Why it exists.
     pub origin: virtward_api::Origin,
+    /// The host that is to read and store, as things are.
+    pub proxy: Option<String>,
 }
 
 impl NewJob {
     /// A job that uses no repository.
     pub fn without_repository(work: Work, vm: Option<VmRef>, origin: virtward_api::Origin) -> Self {
-        Self { work, vm, repository: String::new(), origin }
+        Self { work, vm, repository: String::new(), origin, proxy: None }
     }
 }
 

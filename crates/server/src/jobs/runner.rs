@@ -76,6 +76,7 @@ pub async fn recover(daemon: &Daemon) {
                 vm: record.job.vm.clone(),
                 repository: record.job.repository.clone(),
                 origin,
+                proxy: None,
             };
             submit(daemon, new).await;
         }
@@ -131,7 +132,8 @@ async fn start_some(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
         Lane::Plans => usize::MAX,
     };
     let now = Timestamp::now();
-    let held = queue::held_back(daemon, &records, now);
+    let queue = queue::look(daemon, &records, now);
+    let own_name = daemon.host_name();
     let is_blind = !daemon.inventory.world().is_complete && now.duration_since(daemon.started) < FIRST_SIGHT_MAX;
     for record in records.iter().filter(|record| record.job.state == JobState::Queued && jobs.is_mine(record)) {
         if record.not_before.is_some_and(|until| until > now) {
@@ -145,7 +147,9 @@ async fn start_some(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
             continue;
         }
         let lane = record.work.lane();
-        let here = running.iter().filter(|other| jobs.is_mine(other) && other.work.lane() == lane).count();
+        // What this host does for another one costs it as much as its own.
+        let here = |other: &&Arc<Record>| jobs.is_mine(other) || other.job.proxy.as_deref() == Some(&*own_name);
+        let here = running.iter().filter(here).filter(|other| other.work.lane() == lane).count();
         if here >= limit(lane) {
             let what = if lane == Lane::Moves { "moves" } else { "jobs" };
             jobs.waits(record, format!("{here} {what} run on this host, no more may"));
@@ -155,11 +159,11 @@ async fn start_some(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
             jobs.waits(record, "a copy or prune of this VM is under way".into());
             continue;
         }
-        if let Some(why) = held.get(&record.job.id) {
+        if let Some(why) = queue.held.get(&record.job.id) {
             jobs.waits(record, why.clone());
             continue;
         }
-        match start(daemon, record, tasks).await {
+        match start(daemon, record, queue.admitted.get(&record.job.id), tasks).await {
             Ok(Some(started)) => {
                 running.push(Arc::new(started));
             }
@@ -199,7 +203,12 @@ async fn moves_on(daemon: &Daemon, record: &Record) -> bool {
 
 /// Begins a job, with a claim on its VM if it does something to it. None if something else goes first, or somebody
 /// changed something meanwhile.
-async fn start(daemon: &Arc<Daemon>, record: &Record, tasks: &mut JoinSet<()>) -> Result<Option<Record>> {
+async fn start(
+    daemon: &Arc<Daemon>,
+    record: &Record,
+    admitted: Option<&Option<String>>,
+    tasks: &mut JoinSet<()>,
+) -> Result<Option<Record>> {
     let (jobs, id) = (&daemon.jobs, record.job.id);
     let holder = claims::of_job(id);
     let mut claim = None;
@@ -224,6 +233,11 @@ async fn start(daemon: &Arc<Daemon>, record: &Record, tasks: &mut JoinSet<()>) -
             }
         }
     }
+    if admitted.is_none() && !record.work.proxies().is_empty() {
+        // Its VM has become free since the queue was judged: who does it is known at the next look.
+        return Ok(None);
+    }
+    let proxy = admitted.cloned().flatten();
     let cancel = Cancel::default();
     jobs.live().insert(id, Live { cancel: cancel.clone(), ..Live::default() });
     daemon.claims.on_stop(&holder, cancel.clone());
@@ -232,6 +246,7 @@ async fn start(daemon: &Arc<Daemon>, record: &Record, tasks: &mut JoinSet<()>) -
         record.job.state = JobState::Running;
         record.job.started = Some(Timestamp::now());
         record.job.waiting_for = None;
+        record.job.proxy = proxy;
         record.boot = Some(boot);
     });
     let Some(record) = begun.await.unwrap_or_else(|problem| {
@@ -346,6 +361,8 @@ fn verdict(daemon: &Daemon, record: &Record, problem: Problem) -> (JobState, Job
             let hint = record.job.origin.due.map(|_| "the scheduler runs it again".to_owned());
             (JobState::Interrupted, JobError { code: Code::Interrupted, message, hint, retry_at: None })
         }
+        // The daemon of its proxy was stopped.
+        Code::Interrupted => (JobState::Interrupted, error),
         Code::Cancelled => match gave_way(daemon, record) {
             Some(why) => {
                 let message = format!("it was stopped: {why}");
@@ -435,6 +452,7 @@ fn follow_ups(daemon: &Daemon, record: &Record) -> Vec<NewJob> {
         vm: job.vm.clone(),
         repository: repository.to_owned(),
         origin: origin.clone(),
+        proxy: None,
     };
     match &record.work {
         Work::Backup { .. } => {

@@ -8,10 +8,11 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Request, Response, body::Incoming, client::conn::http1};
+use hyper::{Request, Response, StatusCode, body::Incoming, client::conn::http1, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 use virtward_api::{Code, Principal, Problem};
 use virtward_cluster::ca;
 
@@ -29,6 +30,10 @@ const IDLE_MAX: usize = 16;
 pub const FOR: &str = "x-virtward-for";
 
 type Sender = http1::SendRequest<Full<Bytes>>;
+type Connection = http1::Connection<TokioIo<TlsStream<TcpStream>>, Full<Bytes>>;
+
+/// A connection that carries bytes both ways.
+pub type Stream = TokioIo<Upgraded>;
 
 /// The way to other nodes.
 pub struct Peers {
@@ -95,6 +100,33 @@ impl Peers {
     }
 
     async fn connect(&self, node: &str) -> Result<Sender> {
+        let (sender, connection) = self.open(node).await?;
+        // It ends with the sender and the last body.
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    /// Makes a connection of its own to a node and turns it into a stream of bytes, by a protocol that both know.
+    pub async fn upgrade(&self, node: &str, path: &str, protocol: &str) -> Result<Stream> {
+        let (mut sender, connection) = self.open(node).await?;
+        tokio::spawn(connection.with_upgrades());
+        let headers = [("connection", "upgrade"), ("upgrade", protocol)];
+        let call = Call { method: "GET", path, headers: &headers, body: Bytes::new() };
+        let response = tokio::time::timeout(ANSWER_MAX, sender.send_request(request(&call)?)).await;
+        let response = response.map_err(|_| unreachable(node, &"no answer in time"))?;
+        let response = response.map_err(|error| unreachable(node, &error))?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let upgraded = hyper::upgrade::on(response).await.map_err(|error| unreachable(node, &error))?;
+            return Ok(TokioIo::new(upgraded));
+        }
+        let status = response.status().as_u16();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| unreachable(node, &error))?.to_bytes();
+        good(node, status, body)?;
+        Err(Problem::new(Code::Unavailable, format!("{node} answered with status {status}")))
+    }
+
+    async fn open(&self, node: &str) -> Result<(Sender, Connection)> {
         let tls = self.tls.read().unwrap_or_else(PoisonError::into_inner).clone();
         let tls = tls.ok_or_else(|| {
             Problem::new(Code::Conflict, "this daemon is no node of a cluster").hint("virtward cluster join TOKEN")
@@ -102,7 +134,7 @@ impl Peers {
         let address = self.nodes.address(node)?;
         let name = ServerName::try_from(ca::node_server_name(node))
             .map_err(|error| Problem::new(Code::Conflict, format!("{node} is no name of a node: {error}")))?;
-        connect(&address, tls, name).await
+        open(&address, tls, name).await
     }
 
     /// Makes a call; the answer's head and its body to come. A connection that was idle may have died unseen: what a
@@ -175,7 +207,7 @@ fn unreachable(node: &str, why: &dyn std::fmt::Display) -> Problem {
         .hint("virtward cluster status shows which nodes answer; peers use port 8461")
 }
 
-async fn connect(address: &str, tls: Arc<ClientConfig>, name: ServerName<'static>) -> Result<Sender> {
+async fn open(address: &str, tls: Arc<ClientConfig>, name: ServerName<'static>) -> Result<(Sender, Connection)> {
     let connected = async {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
@@ -186,11 +218,7 @@ async fn connect(address: &str, tls: Arc<ClientConfig>, name: ServerName<'static
         Ok(Err(error)) => return Err(unreachable(address, &error)),
         Err(_) => return Err(unreachable(address, &format!("no connection within {} s", CONNECT_MAX.as_secs()))),
     };
-    let handshake = http1::handshake(TokioIo::new(stream)).await;
-    let (sender, connection) = handshake.map_err(|error| unreachable(address, &error))?;
-    // It ends with the sender and the last body.
-    tokio::spawn(connection);
-    Ok(sender)
+    http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(address, &error))
 }
 
 /// One request over a connection of its own; the body of a good answer, or the problem that it is.
@@ -202,7 +230,8 @@ pub async fn once(
     path: &str,
     body: Vec<u8>,
 ) -> Result<Bytes> {
-    let mut sender = connect(address, tls, name).await?;
+    let (mut sender, connection) = open(address, tls, name).await?;
+    tokio::spawn(connection);
     let headers = [("content-type", "application/json")];
     let call = Call { method, path, headers: &headers, body: body.into() };
     let response = sender.send_request(request(&call)?).await.map_err(|error| unreachable(address, &error))?;

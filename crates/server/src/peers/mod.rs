@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! node ─ certificate of the authority ─► peer listener ─┬► /peer/v1/store/…   a directory repository for others
+//!                                                       ├► /peer/v1/proxy/…   reads and stores backups for others
 //!                                                       ├► /api/v1/…          forwarded for somebody who was admitted
 //! new node ─ token, no certificate ─► /peer/v1/join ────┘
 //! ```
@@ -13,6 +14,7 @@
 pub mod client;
 pub mod identity;
 pub mod join;
+pub mod proxy;
 mod serve;
 mod store_client;
 mod store_server;

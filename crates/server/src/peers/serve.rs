@@ -14,7 +14,7 @@ use virtward_api::{Code, Problem};
 use virtward_cluster::ca::{self, ClientAuth, Identity as Certified, Role};
 use virtward_decide::ha::HostId;
 
-use super::{Identity, identity::problem, join, store_server};
+use super::{Identity, identity::problem, join, proxy, store_server};
 use crate::{
     daemon::Daemon,
     failures::Result,
@@ -57,6 +57,8 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
     let members = Router::new()
         .route("/peer/v1/ping", get(ping))
         .route("/peer/v1/ha/word", get(word))
+        .route("/peer/v1/proxy", get(proxy::serve))
+        .route("/peer/v1/proxy/{session}/{number}/{disk}", get(proxy::disk))
         .route("/peer/v1/store/{repository}/size", get(store_server::size))
         .route("/peer/v1/store/{repository}/read", get(store_server::read))
         .route("/peer/v1/store/{repository}/list", get(store_server::list))

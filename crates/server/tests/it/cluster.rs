@@ -38,6 +38,15 @@ async fn any_daemon_shows_all_and_takes_requests_for_all() {
     assert_eq!(log.as_array().unwrap().last().unwrap()["message"], "done");
     one.wait("the other's restore point", async || one.get("/api/v1/points").await["total"] == 1).await;
 
+    // A proxy that nobody knows is refused; one that cannot be reached is done without, and that is told.
+    let unknown = json!({ "vm": "web2", "proxy": ["h1", "h9"] });
+    let refused = one.fails("POST", "/api/v1/jobs/backup", Some(unknown), Code::Invalid).await;
+    assert!(refused.detail.contains("there is no host h9"), "{refused:?}");
+    let job = one.post("/api/v1/jobs/backup", json!({ "vm": "web2", "proxy": ["h1"] })).await;
+    let job = one.ended(job["id"].as_str().unwrap()).await;
+    assert_eq!((&job["state"], &job["proxy"]), (&json!("succeeded"), &Value::Null), "{job}");
+    assert!(job["warnings"][0].as_str().unwrap().starts_with("proxy h1 does not do it ("), "{job}");
+
     // Progress is seen from afar, and cancelling reaches where it runs.
     let slow = json!({ "vm": "web2", "full": true, "bandwidth_bytes_s": 1 << 20 });
     let job = one.post("/api/v1/jobs/backup", slow).await;
@@ -182,13 +191,15 @@ async fn join_token(daemon: &Daemon) -> JoinTokenMade {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_joins_by_a_token_backs_up_into_anothers_directory_and_is_removed() {
-    let place = Place::new().with_peers();
+    let place = Place::with(&["default", "other"]).with_peers();
     let config = place.config();
     let cluster = config.cluster.clone().unwrap();
     admin::found(&*place.store, &config, &cluster, "test").await.unwrap();
     assert!(admin::found(&*place.store, &config, &cluster, "again").await.is_err(), "one authority per cluster");
     place.vm("web1", &[], 1).await;
-    let second = Place::beside(&place, "h2", Some("node://h1/default"));
+    let mut second = Place::beside(&place, "h2", Some("node://h1/default"));
+    // What that host calls "other" is "default" here.
+    second.repositories.push("other");
     let one = place.start().await;
     let status = one.get("/api/v1/cluster").await;
     assert_eq!((&status["node"], &status["is_cluster"]), (&json!("h1"), &json!(true)), "{status}");
@@ -220,6 +231,20 @@ async fn a_host_joins_by_a_token_backs_up_into_anothers_directory_and_is_removed
     one.wait("the restore point", async || one.get("/api/v1/points").await["total"] == 1).await;
     let job = two.post("/api/v1/jobs/verify", json!({})).await;
     assert_eq!(two.ended(job["id"].as_str().unwrap()).await["state"], "succeeded");
+    // The node that has it reads and stores for the other; not into another repository of the same name.
+    let through = async |repository: &str| {
+        let request = json!({ "vm": "web2", "proxy": ["h1"], "repository": repository });
+        let job = two.post("/api/v1/jobs/backup", request).await;
+        let job = two.ended(job["id"].as_str().unwrap()).await;
+        assert_eq!(job["state"], "succeeded", "{job}");
+        assert_eq!(job["result"]["read_bytes"], 8 << 20, "{job}");
+        job
+    };
+    let job = through("default").await;
+    assert_eq!((&job["proxy"], &job["warnings"]), (&json!("h1"), &json!([])), "{job}");
+    let job = through("other").await;
+    assert_eq!(job["proxy"], Value::Null, "{job}");
+    assert!(job["warnings"][0].as_str().unwrap().contains("repository other is another one there"), "{job}");
     let made: Result<Value, _> = one.client.put("/api/v1/policies/p", &policy, None).await;
     made.unwrap();
     let restore = json!({"point": "web2@latest", "name": "copy", "dry_run": true,

@@ -11,7 +11,8 @@ use super::*;
 fn read(text: &str) -> Result<Vec<Policy>, Vec<String>> {
     let zones = TimeZoneDatabase::bundled();
     let repositories = BTreeSet::from(["main".to_owned(), "offsite".to_owned()]);
-    let known = Known { zones: &zones, repositories: Some(&repositories) };
+    let hosts = BTreeSet::from(["kvm1".to_owned(), "backup1".to_owned()]);
+    let known = Known { zones: &zones, repositories: Some(&repositories), hosts: Some(&hosts) };
     parse("p.toml", text, &known).map_err(|problems| problems.iter().map(Problem::to_string).collect())
 }
 
@@ -86,6 +87,11 @@ fn every_mistake_is_named_with_its_place_and_advice() {
         ("", "quiesce = true", "p.toml:4:11: quiesce is true or false; write one of \"auto\", \"required\", \"off\""),
         ("", "bandwidth = \"fast\"", "p.toml:4:13: \"fast\" is not a size"),
         ("", "bandwidth = 0", "p.toml:4:13: a limit of nothing would never end; leave it out"),
+        ("", "proxy = \"bakcup1\"", "p.toml:4:9: there is no host \"bakcup1\"; did you mean backup1?"),
+        ("", "proxy = [\"kvm1\", \"x\"]", "p.toml:4:18: there is no host \"x\"; known hosts: backup1, kvm1"),
+        ("", "proxy = [\"kvm1\", \"kvm1\"]", "p.toml:4:18: host \"kvm1\" is named twice; remove one"),
+        ("", "proxy = [\"\"]", "p.toml:4:10: no host is named; for example proxy ="),
+        ("", "proxy = 1", "p.toml:4:9: proxy is a number"),
         ("", "timeout = \"6\"", "p.toml:4:11: \"6\" is not a length of time; write numbers with units"),
         ("", "rpo = \"24h\"", "p.toml:4:7: the objective is 1d, but up to 1d pass between two runs"),
         ("", "rpo = \"0s\"", "p.toml:4:7: rpo is no time at all"),
@@ -247,6 +253,7 @@ fn policies() -> impl Strategy<Value = Policy> {
             mode: if warm { Mode::Warm } else { Mode::Auto },
             quiesce: if warm { QuiesceRequest::Off } else { QuiesceRequest::Auto },
             bandwidth: bandwidth.map(|k| Bytes(k * 512)),
+            proxy: if count == 1 { vec!["kvm1".into(), "backup1".into()] } else { Vec::new() },
             timeout: rpo,
             rpo,
             select,

@@ -313,6 +313,33 @@ fn one_vm_is_explained() {
     assert_eq!(plan(&world, now).1.unprotected, [world.uuid("x")]);
 }
 
+#[test]
+fn a_proxy_takes_what_it_may_and_where_none_answers_the_own_host_does_it() {
+    let through = policy("nightly", "0 1 * * *", |policy| policy.proxy = vec!["b1".into()]);
+    let mut world = settled(&["h1/a", "h2/b"], vec![through]);
+    world.limits.per_host = Limit::each(1);
+    world.daemons = ["h1", "h2", "b1"].map(str::to_owned).into();
+    let now = "2026-02-01T01:00:00Z";
+    let told = |world: &ScheduleInput| {
+        let (starts, report) = plan(world, at(now));
+        let waits = report.lines.iter().filter(|line| matches!(line.state, State::Waits { .. }));
+        let waits = waits.map(|line| line.state.text(&jiff::tz::TimeZone::UTC)).collect::<Vec<_>>();
+        (starts.iter().map(|start| start.proxy.clone()).collect::<Vec<_>>(), waits)
+    };
+    assert_eq!(world.starts(now).len(), 1);
+    let waits = "due 2026-02-01 01:00, waits: 1 backups run on host b1, no more may";
+    assert_eq!(told(&world), (vec![Some("b1".into())], vec![waits.to_owned()]));
+    let explained = |world: &ScheduleInput| {
+        let report = plan(world, at(now)).1;
+        explain(world, at(now), &report, world.uuid("a")).unwrap().policies[0].carrier.as_ref().unwrap().text("h1")
+    };
+    assert!(explained(&world).ends_with("read and stored by b1, a proxy of the policy"), "{}", explained(&world));
+    world.daemons.remove("b1");
+    assert_eq!(world.starts(now).len(), 2);
+    assert_eq!(told(&world), (vec![None, None], Vec::new()));
+    assert!(explained(&world).ends_with("no proxy of the policy answers (b1)"), "{}", explained(&world));
+}
+
 /// The linter must find what is wrong, or its silence means nothing.
 #[test]
 fn the_linter_finds_broken_plans() {
@@ -344,6 +371,7 @@ fn the_linter_finds_broken_plans() {
     finds(&world, now, &change(|start| start.attempt = 9), "too many tries");
     finds(&world, now, &change(|start| start.policy = "gone".into()), "no such VM or policy");
     finds(&world, now, &change(|start| start.policy = "low".into()), "a lower priority");
+    finds(&world, now, &change(|start| start.proxy = Some("b1".into())), "another host than its policy's proxies");
     world.limits.per_storage = Limit::each(1);
     finds(&world, now, &starts, "2 backups on storage nfs");
     world.hosts.clear();

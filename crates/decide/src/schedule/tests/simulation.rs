@@ -59,6 +59,7 @@ impl Simulation {
                 vm: start.vm,
                 policy: Some(start.policy.clone()),
                 host: start.host.clone(),
+                proxies: start.proxy.clone().into_iter().collect(),
                 storages: vm.storages.clone(),
                 repository: policy.policy().repository.clone(),
                 started: now,
@@ -113,6 +114,7 @@ proptest! {
         per_storage in 1_u32..6,
         failures_percent in 0_u64..25,
         gap in prop::sample::select(vec![0_u64, 20, 90]),
+        proxies in prop::sample::subsequence(vec!["b1", "b2", "h3", "away"], 0..4),
     ) {
         let window = virtward_model::policy::Window {
             start: "20:00".parse().unwrap(),
@@ -124,6 +126,7 @@ proptest! {
                 policy.schedule.window = Some(window);
                 policy.schedule.jitter = Seconds::minutes(40);
                 policy.retries = Retries { count: 20, backoff: Seconds(10) };
+                policy.proxy = proxies.iter().map(|name| (*name).to_owned()).collect();
             }),
             policy("databases", "15 */2 * * *", |policy| {
                 policy.priority = 5;
@@ -137,6 +140,7 @@ proptest! {
         let from = at("2026-02-01T12:00:00Z");
         input.vms.iter_mut().for_each(|vm| vm.first_seen = from);
         input.scheduling_since = from;
+        input.daemons = ["h1", "h2", "h3", "b1", "b2"].map(str::to_owned).into();
         input.limits = Limits {
             total,
             per_host: Limit::each(per_host),
@@ -158,9 +162,13 @@ proptest! {
     /// The order in which VMs are listed does not matter, nor does planning the same twice.
     #[test]
     fn the_same_facts_give_the_same_plan(seed in any::<u64>(), minute in 0_i64..180) {
-        let policies = vec![policy("a", "0 * * * *", |_| {}), policy("b", "*/20 * * * *", |policy| policy.priority = 1)];
+        let policies = vec![policy("a", "0 * * * *", |_| {}), policy("b", "*/20 * * * *", |policy| {
+            policy.priority = 1;
+            policy.proxy = vec!["b1".into(), "b2".into()];
+        })];
         let mut input = world(&["h1/a", "h1/b", "h2/c", "h2/d", "h3/e", "h3/f"], policies);
         input.limits.total = 3;
+        input.daemons = ["b1", "b2"].map(str::to_owned).into();
         let now = at("2026-02-01T12:00:00Z") + minutes(minute);
         let (starts, _) = plan(&input, now);
         let mut dice = Dice(seed);

@@ -16,16 +16,13 @@ use virtward_hypervisor::{DomainEvent, DomainEventKind};
 use virtward_model::{
     Disk, DiskRecord, DiskSource, PointId, QuiesceOutcome, QuiesceRecord, RestorePoint, SourceKind, VmState,
 };
-use virtward_repo::Writer;
+use virtward_nbd::ReconnectPolicy;
 
 use super::{
-    Job, Taken, attach,
-    copy::{Flow, Source},
-    disks::{self, DiskJob},
-    origin::{ALLOCATION, Origin},
-    quiesce,
+    Job, Taken, attach, disks, quiesce,
     scratch::Scratch,
     select,
+    store::{Access, DiskJob, Store},
 };
 use crate::{
     Error, Phase, Result,
@@ -57,13 +54,13 @@ pub(super) async fn run(job: &mut Job<'_>) -> Result<RestorePoint> {
     for disk in chosen {
         images.push(inspect(job, disk).await?);
     }
-    let writer = job.writer().await?;
+    let store = Store::open(job).await?;
     let id = PointId::random();
     let new = job.checkpoint_name(id);
-    let outcome = take(job, &mut images, &new, id, skipped, &writer, events).await;
+    let outcome = take(job, &mut images, &new, id, skipped, &store, events).await;
     let outcome = match outcome {
         Ok(_) if job.cancel.is_cancelled() => Err(Error::Cancelled),
-        Ok(taken) => job.publish(writer, taken, attachments).await,
+        Ok(taken) => job.publish(store, taken, attachments).await,
         Err(error) => Err(error),
     };
     job.phase(Phase::CleaningUp);
@@ -84,7 +81,7 @@ async fn take(
     new: &str,
     id: PointId,
     skipped: Vec<String>,
-    writer: &Writer,
+    store: &Store<'_>,
     events: broadcast::Receiver<DomainEvent>,
 ) -> Result<Taken> {
     let taken = Timestamp::now();
@@ -93,7 +90,7 @@ async fn take(
     }
     let facts: Vec<DiskFacts> = images.iter().map(|image| image.facts.clone()).collect();
     let decisions = disks::decide(&facts, &job.history, &job.checkpoint_prefix(), job.options.full);
-    let disks = read_all(job, images, decisions, new, writer, events).await?;
+    let disks = read_all(job, images, decisions, new, store, events).await?;
     still_off(job).await?;
     let quiesce = QuiesceRecord {
         requested: job.options.quiesce,
@@ -164,20 +161,18 @@ async fn read_all(
     images: &[Image],
     decisions: Vec<DiskDecision>,
     new: &str,
-    writer: &Writer,
+    store: &Store<'_>,
     events: broadcast::Receiver<DomainEvent>,
 ) -> Result<Vec<DiskRecord>> {
-    job.phase(Phase::Copying);
     let mut servers = Vec::new();
-    let mut sources = Vec::new();
+    let mut disks = Vec::new();
     for (image, decision) in images.iter().zip(decisions) {
-        let (server, source) = open(job, image, decision, new).await?;
+        let (server, disk) = open(job, image, decision, new).await?;
         servers.extend(server);
-        sources.push(source);
+        disks.push(disk);
     }
-    let flow = Flow::new(job.options.bandwidth.map(|rate| rate.get()), job.observer, &job.vm.name, job.cancel);
     let records = tokio::select! {
-        records = disks::store(writer, sources, job.options.sample_regions, &flow) => records?,
+        records = store.disks(job, disks) => records?,
         error = started(job, events) => return Err(error),
     };
     for image in images {
@@ -194,30 +189,30 @@ async fn open(
     image: &Image,
     decision: DiskDecision,
     new: &str,
-) -> Result<(Option<ImageServer>, (DiskJob, Source))> {
+) -> Result<(Option<ImageServer>, (DiskJob, Access))> {
     let dirty_context = decision.since.as_deref().map(virtward_nbd::dirty_bitmap);
-    let (server, origin) = match image.chain.raw() {
-        Some(path) => (None, Origin::Raw(RawImage::open(path)?.into())),
-        None => {
+    let (server, access) = match image.chain.raw() {
+        // A proxy is served what this host would read by itself.
+        Some(path) if job.proxy.is_none() => (None, Access::Raw(RawImage::open(path)?.into())),
+        _ => {
             let bitmap = decision.since.as_deref();
             let server = ImageServer::start_node(&image.chain.node(false)?, &image.path, false, bitmap).await?;
-            let contexts = [Some(ALLOCATION.to_owned()), dirty_context.clone()].into_iter().flatten().collect();
-            let client = server.connect(contexts).await?;
-            (Some(server), Origin::Nbd { client, allocation: true })
+            let access = Access::Export { socket: server.socket().to_owned(), reconnect: ReconnectPolicy::default() };
+            (Some(server), access)
         }
     };
-    // In sectors: what a guest sees of a file that ends in the middle of one is filled up with zeros.
-    let (size_bytes, chunk_bytes) = (image.facts.size_bytes, decision.chunk_bytes);
     let disk_job = DiskJob {
-        size_bytes,
+        // In sectors: what a guest sees of a file that ends in the middle of one is filled up with zeros.
+        size_bytes: image.facts.size_bytes,
         format: image.disk.format.clone(),
         source_name: image.path.to_string_lossy().into_owned(),
         base: disks::previous_disk(&job.history, &image.disk.target).map(|(_, record)| record),
         dirty_context,
         checkpoint: image.marked.then(|| new.to_owned()),
+        export: String::new(),
         decision,
     };
-    Ok((server, (disk_job, Source { origin, size_bytes, chunk_bytes })))
+    Ok((server, (disk_job, access)))
 }
 
 async fn started(job: &Job<'_>, mut events: broadcast::Receiver<DomainEvent>) -> Error {

@@ -17,22 +17,9 @@ use virtward_repo::{Compared, DiskResult, DiskSpec, DiskWriter, Writer};
 use super::{
     blocking,
     copy::{Flow, Parts, Source},
+    store::DiskJob,
 };
 use crate::{Error, Result};
-
-/// One disk about to be read.
-pub(super) struct DiskJob {
-    pub decision: DiskDecision,
-    pub size_bytes: u64,
-    pub format: String,
-    pub source_name: String,
-    /// The disk in the previous restore point; the base of what does not change.
-    pub base: Option<DiskRecord>,
-    /// Name of the bitmap context of the export, if only changes are read.
-    pub dirty_context: Option<String>,
-    /// Checkpoint that will be there for the next run.
-    pub checkpoint: Option<String>,
-}
 
 /// Whether a record came from reading changes only.
 pub(super) fn was_incremental(record: &DiskRecord) -> bool {

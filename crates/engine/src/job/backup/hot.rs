@@ -5,7 +5,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use futures::{TryFutureExt, future::try_join_all};
+use futures::TryFutureExt;
 use jiff::Timestamp;
 use tokio::{sync::broadcast, time::Instant};
 use virtward_decide::tracking::{BitmapFact, DiskDecision, DiskFacts};
@@ -14,18 +14,15 @@ use virtward_model::{
     Disk, DiskRecord, PointId, QuiesceOutcome, QuiesceRecord, QuiesceRequest, RestorePoint, SourceKind, TrackingState,
     VmState,
 };
-use virtward_nbd::{Address, Client, Options, ReconnectPolicy};
-use virtward_repo::{Attachment, Writer};
+use virtward_nbd::ReconnectPolicy;
+use virtward_repo::Attachment;
 
 use super::{
-    BackupMode, Job, Taken, attach,
-    copy::{Flow, Source},
-    disks::{self, DiskJob},
-    origin::{ALLOCATION, Origin},
-    quiesce,
+    BackupMode, Job, Taken, attach, disks, quiesce,
     scratch::Scratch,
     select,
     session::{Session, checkpoint_spec, clear_leftovers, repair},
+    store::{Access, DiskJob, Store},
     watch,
 };
 use crate::{Error, Phase, Result};
@@ -54,24 +51,20 @@ async fn cut(job: &mut Job<'_>) -> Result<RestorePoint> {
     };
     let (agent, (), prepared) = futures::join!(agent, thaw, prepare(job, &chosen, scratch));
     let Prepared { attachments, tracked } = prepared?;
-    let Some(Tracked { facts, decisions, mut session, writer }) = tracked else {
+    let Some(Tracked { facts, decisions, mut session, store }) = tracked else {
         return definition_only(job, skipped, attachments).await;
     };
     let id = PointId::random();
     let events = job.env.hypervisor.events();
-    let outcome = cut_and_copy(job, &mut session, &chosen, &facts, decisions, agent, &writer, id, events).await;
+    let outcome = cut_and_copy(job, &mut session, &chosen, &facts, decisions, agent, &store, id, events).await;
     let outcome = match outcome {
         Ok((quiesce, taken, disks)) => {
             // What was copied becomes durable while the hypervisor ends the job.
-            let completed = super::blocking(move || {
-                writer.complete(&attachments)?;
-                Ok(writer)
-            });
-            let (writer, ()) = futures::join!(completed, session.end_job(job));
+            let (store, ()) = futures::join!(store.complete(attachments), session.end_job(job));
             let source = if job.options.mode == BackupMode::Warm { SourceKind::Warm } else { SourceKind::Hot };
             let taken = Taken { id, source, taken, quiesce, disks, skipped };
-            match writer {
-                Ok(writer) => publish(job, writer, taken).await,
+            match store {
+                Ok(store) => publish(job, store, taken).await,
                 Err(error) => Err(error),
             }
         }
@@ -85,21 +78,21 @@ async fn cut(job: &mut Job<'_>) -> Result<RestorePoint> {
     outcome
 }
 
-struct Prepared {
+struct Prepared<'a> {
     attachments: Vec<Attachment>,
     /// None if there is no disk.
-    tracked: Option<Tracked>,
+    tracked: Option<Tracked<'a>>,
 }
 
-struct Tracked {
+struct Tracked<'a> {
     facts: Vec<DiskFacts>,
     decisions: Vec<DiskDecision>,
     session: Session,
-    writer: Writer,
+    store: Store<'a>,
 }
 
 /// Everything that can be done before the guest notices.
-async fn prepare(job: &mut Job<'_>, chosen: &[Disk], scratch: Scratch) -> Result<Prepared> {
+async fn prepare<'a>(job: &mut Job<'a>, chosen: &[Disk], scratch: Scratch) -> Result<Prepared<'a>> {
     let mut warnings = Vec::new();
     if chosen.is_empty() {
         let attachments = attach::gather(job.env, &job.vm, &mut warnings).await?;
@@ -107,11 +100,11 @@ async fn prepare(job: &mut Job<'_>, chosen: &[Disk], scratch: Scratch) -> Result
         return Ok(Prepared { attachments, tracked: None });
     }
     // Each is a few questions to the hypervisor or the repository, and none needs the answers of another.
-    let (attachments, facts, known, writer) = futures::try_join!(
+    let (attachments, facts, known, store) = futures::try_join!(
         attach::gather(job.env, &job.vm, &mut warnings),
         facts(job, chosen),
         job.env.hypervisor.checkpoints(job.vm.uuid).map_err(Error::hyper("list checkpoints")),
-        job.writer(),
+        Store::open(job),
     )?;
     job.warnings.extend(warnings);
     let ours = job.checkpoint_prefix();
@@ -130,14 +123,14 @@ async fn prepare(job: &mut Job<'_>, chosen: &[Disk], scratch: Scratch) -> Result
         let _ = scratch.remove();
     })?;
     let session = Session { scratch, checkpoint: None, begun: false, elsewhere };
-    Ok(Prepared { attachments, tracked: Some(Tracked { facts, decisions, session, writer }) })
+    Ok(Prepared { attachments, tracked: Some(Tracked { facts, decisions, session, store }) })
 }
 
-async fn publish(job: &Job<'_>, writer: Writer, taken: Taken) -> Result<RestorePoint> {
+async fn publish(job: &Job<'_>, store: Store<'_>, taken: Taken) -> Result<RestorePoint> {
     if job.cancel.is_cancelled() {
         return Err(Error::Cancelled);
     }
-    job.publish(writer, taken, Vec::new()).await
+    job.publish(store, taken, Vec::new()).await
 }
 
 /// A VM without disks still has a definition worth keeping.
@@ -147,7 +140,7 @@ async fn definition_only(
     attachments: Vec<Attachment>,
 ) -> Result<RestorePoint> {
     job.warn(format!("{} has no disk to back up; only its definition is in this restore point", job.vm.name));
-    let writer = job.writer().await?;
+    let store = Store::open(job).await?;
     let quiesce = QuiesceRecord {
         requested: job.options.quiesce,
         outcome: QuiesceOutcome::NotNeeded,
@@ -156,7 +149,7 @@ async fn definition_only(
     };
     let id = PointId::random();
     let taken = Taken { id, source: SourceKind::Hot, taken: Timestamp::now(), quiesce, disks: Vec::new(), skipped };
-    job.publish(writer, taken, attachments).await
+    job.publish(store, taken, attachments).await
 }
 
 async fn facts(job: &Job<'_>, chosen: &[Disk]) -> Result<Vec<DiskFacts>> {
@@ -198,7 +191,7 @@ async fn cut_and_copy(
     facts: &[DiskFacts],
     mut decisions: Vec<DiskDecision>,
     agent: quiesce::Asked,
-    writer: &Writer,
+    store: &Store<'_>,
     id: PointId,
     events: broadcast::Receiver<DomainEvent>,
 ) -> Result<Cut> {
@@ -210,11 +203,9 @@ async fn cut_and_copy(
     // The cut is made: it is copied while the guest thaws.
     let copied = async {
         begun?;
-        let sources = open_all(job, session, chosen, facts, decisions).await?;
-        job.phase(Phase::Copying);
-        let flow = Flow::new(job.options.bandwidth.map(|rate| rate.get()), job.observer, &name, job.cancel);
+        let disks = cut_disks(job, session, chosen, facts, decisions)?;
         tokio::select! {
-            records = disks::store(writer, sources, job.options.sample_regions, &flow) => records,
+            records = store.disks(job, disks) => records,
             error = watch::watch(job, &session.scratch, events) => Err(error),
         }
     };
@@ -324,28 +315,15 @@ fn backup_spec(scratch: &Scratch, decisions: &[DiskDecision]) -> BackupSpec {
     }
 }
 
-async fn open_all(
+/// Where each disk of the cut is to be read.
+fn cut_disks(
     job: &Job<'_>,
     session: &Session,
     chosen: &[Disk],
     facts: &[DiskFacts],
     decisions: Vec<DiskDecision>,
-) -> Result<Vec<(DiskJob, Source)>> {
+) -> Result<Vec<(DiskJob, Access)>> {
     let socket = session.scratch.socket();
-    let disks = chosen.iter().zip(facts).zip(decisions);
-    let opened =
-        disks.map(|((disk, facts), decision)| open(job, disk, facts, decision, session.checkpoint.as_ref(), &socket));
-    try_join_all(opened).await
-}
-
-async fn open(
-    job: &Job<'_>,
-    disk: &Disk,
-    facts: &DiskFacts,
-    decision: DiskDecision,
-    checkpoint: Option<&String>,
-    socket: &std::path::Path,
-) -> Result<(DiskJob, Source)> {
     if !socket.exists() {
         return Err(Error::Refused(format!(
             "the backup's socket {} is not on this machine: {} runs on {}; run Virtward there",
@@ -354,33 +332,19 @@ async fn open(
             job.host.name
         )));
     }
-    let dirty_context = decision.since.as_ref().map(|_| format!("qemu:dirty-bitmap:backup-{}", disk.target));
-    let contexts = [Some(ALLOCATION.to_owned()), dirty_context.clone()].into_iter().flatten().collect();
-    // Never reconnect: whatever answers at this path later is another job, cut at another instant.
-    let reconnect = ReconnectPolicy::never();
-    let options = Options { export: disk.target.clone(), contexts, reconnect, ..Options::default() };
-    let client = Client::connect(&Address::Unix(socket.to_owned()), options)
-        .await
-        .map_err(Error::nbd(format!("connect to the backup of {} disk {}", job.vm.name, disk.target)))?;
-    let size_bytes = client.info().size_bytes;
-    let allocation = client.info().contexts.iter().any(|context| context == ALLOCATION);
-    if size_bytes != facts.size_bytes {
-        return Err(Error::SourceGone(format!(
-            "disk {} of {} was {} bytes when the backup began and is {size_bytes} bytes now",
-            disk.target, job.vm.name, facts.size_bytes
-        )));
-    }
-    let chunk_bytes = decision.chunk_bytes;
-    let base = disks::previous_disk(&job.history, &disk.target).map(|(_, record)| record);
-    let disk_job = DiskJob {
-        size_bytes,
-        format: disk.format.clone(),
-        source_name: disk.source.path().unwrap_or(&disk.target).to_owned(),
-        base,
-        dirty_context,
-        checkpoint: checkpoint.filter(|_| decision.trackable).cloned(),
-        decision,
-    };
-    let origin = Origin::Nbd { client, allocation };
-    Ok((disk_job, Source { origin, size_bytes, chunk_bytes }))
+    let disks = chosen.iter().zip(facts).zip(decisions).map(|((disk, facts), decision)| {
+        let disk_job = DiskJob {
+            size_bytes: facts.size_bytes,
+            format: disk.format.clone(),
+            source_name: disk.source.path().unwrap_or(&disk.target).to_owned(),
+            base: disks::previous_disk(&job.history, &disk.target).map(|(_, record)| record),
+            dirty_context: decision.since.as_ref().map(|_| format!("qemu:dirty-bitmap:backup-{}", disk.target)),
+            checkpoint: session.checkpoint.clone().filter(|_| decision.trackable),
+            export: disk.target.clone(),
+            decision,
+        };
+        // Never reconnect: whatever answers at this path later is another job, cut at another instant.
+        (disk_job, Access::Export { socket: socket.clone(), reconnect: ReconnectPolicy::never() })
+    });
+    Ok(disks.collect())
 }

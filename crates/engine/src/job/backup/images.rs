@@ -16,10 +16,10 @@ use virtward_repo::Repository;
 use super::{
     BackupOptions, ImageSet,
     copy::{Flow, Source},
-    disks::{self, DiskJob},
-    kind_of, open_writer,
+    disks, kind_of, open_writer,
     origin::{ALLOCATION, Origin},
     publish,
+    store::DiskJob,
 };
 use crate::{
     Cancel, Error, Event, Observer, Phase, Result,
@@ -146,6 +146,7 @@ fn disk_job(target: String, path: &Path, format: String, size_bytes: u64) -> Res
         base: None,
         dirty_context: None,
         checkpoint: None,
+        export: String::new(),
     })
 }
 

@@ -5,6 +5,8 @@
 //!                 └ shut off ► cold:  open read-only ─────────────────── copy ─ new bitmap ─ publish ─ drop old bitmap
 //! ```
 //!
+//! Of these, what a backup costs (copy, publish: `store`) can be done by another host; all else is this one's.
+//!
 //! Invariant: until the new restore point is published, the previous one's checkpoint stays; once it is, the new
 //! checkpoint is the one to keep. A run killed anywhere leaves at worst one checkpoint too many, a job, and scratch
 //! files, all recognisable as ours, which the next run removes before it begins.
@@ -20,6 +22,7 @@ pub(crate) mod quiesce;
 mod scratch;
 mod select;
 mod session;
+mod store;
 mod watch;
 
 use std::{path::PathBuf, time::Duration};
@@ -32,6 +35,8 @@ use virtward_model::{
 };
 use virtward_repo::{Attachment, Compression, Repository, Writer, WriterOptions};
 
+use self::store::Store;
+pub use self::store::{DiskJob, Proxy, Terms, store_exports};
 use crate::{Cancel, Env, Error, Event, Observer, Phase, Result, lock::VmLock};
 
 /// How a running VM is cut.
@@ -126,13 +131,28 @@ pub async fn backup_vm(
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<RestorePoint> {
+    backup_vm_through(None, env, repo, vm, options, observer, cancel).await
+}
+
+/// The same, with the data read and stored by another host, if one is given. What comes of it is the same; `repo` is only
+/// asked for restore points then.
+pub async fn backup_vm_through(
+    proxy: Option<&dyn Proxy>,
+    env: &Env,
+    repo: &Repository,
+    vm: &str,
+    options: &BackupOptions,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<RestorePoint> {
     let started = Timestamp::now();
     let found = env.hypervisor.lookup(vm).await.map_err(Error::hyper(format!("back up {vm}")))?;
     let _lock = VmLock::take(&env.dirs.runtime, found.uuid, &found.name, "backup")?;
     observer.event(&found.name, Event::Phase(Phase::Preparing));
     let host = env.hypervisor.host().map_err(Error::hyper("ask the host who it is"));
     let (host, history) = futures::try_join!(host, history(repo, &found))?;
-    let mut job = Job { env, repo, vm: found, host, options, observer, cancel, started, history, warnings: Vec::new() };
+    let mut job =
+        Job { env, repo, proxy, vm: found, host, options, observer, cancel, started, history, warnings: Vec::new() };
     let outcome = attempt(&mut job).await;
     // A guest that shut itself down, or was started, in the middle is backed up the other way: once.
     match outcome {
@@ -177,6 +197,8 @@ pub async fn backup_images(
 struct Job<'a> {
     env: &'a Env,
     repo: &'a Repository,
+    /// Who reads and stores; none: this process.
+    proxy: Option<&'a dyn Proxy>,
     vm: Vm,
     host: HostInfo,
     options: &'a BackupOptions,
@@ -218,12 +240,8 @@ impl Job<'_> {
         format!("{}{}", self.checkpoint_prefix(), &id.to_string()[..16])
     }
 
-    async fn writer(&self) -> Result<Writer> {
-        open_writer(self.repo, self.options, self.cancel).await
-    }
-
     /// Makes the restore point visible. From here on it is acknowledged.
-    async fn publish(&self, writer: Writer, taken: Taken, attachments: Vec<Attachment>) -> Result<RestorePoint> {
+    async fn publish(&self, store: Store<'_>, taken: Taken, attachments: Vec<Attachment>) -> Result<RestorePoint> {
         self.phase(Phase::Publishing);
         let point = RestorePoint {
             id: taken.id,
@@ -243,7 +261,7 @@ impl Job<'_> {
             warnings: self.warnings.clone(),
             copied_from: None,
         };
-        publish(writer, point, attachments).await
+        store.publish(self, point, attachments).await
     }
 }
 

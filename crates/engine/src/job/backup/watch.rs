@@ -120,11 +120,16 @@ pub(super) async fn explain<T>(job: &Job<'_>, outcome: Result<T>) -> Result<T> {
             return Err(Error::Hypervisor { source, context });
         }
         // A lookup by an identity that was found a moment ago.
-        Err(error @ (Error::Nbd { .. } | Error::Hypervisor { .. } | Error::NotFound(_))) => error,
+        Err(
+            error @ (Error::Nbd { .. }
+            | Error::Proxy { is_source: true, .. }
+            | Error::Hypervisor { .. }
+            | Error::NotFound(_)),
+        ) => error,
         other => return other,
     };
     let settles = match &error {
-        Error::Nbd { source: virtward_nbd::Error::Disconnected { .. }, .. } => CUT_OFF_SETTLES,
+        Error::Nbd { source: virtward_nbd::Error::Disconnected { .. }, .. } | Error::Proxy { .. } => CUT_OFF_SETTLES,
         _ => GONE_SETTLES,
     };
     let deadline = Instant::now() + settles;

@@ -89,7 +89,7 @@ export default function host({ params, who, load, update }) {
     on: {
       progress: (message) => advance(jobs, message),
       job(job) {
-        if (job.host !== data.name) return false;
+        if (job.host !== data.name && job.proxy !== data.name) return false;
         place(jobs, job);
         jobs.length = Math.min(jobs.length, JOBS_MAX);
         return true;

@@ -58,6 +58,7 @@ export default function job({ params, who, update }) {
       data.vm && [t('vms.vm'), h('a', { href: vmPath(data.vm) }, data.vm.name)],
       data.repository && [t('nav.repository'), h('a', { href: api.path(['repositories', data.repository]) }, data.repository)],
       [t('vms.host'), h('a', { href: hostPath(data.host) }, data.host)],
+      data.proxy && [t('jobs.proxy'), h('a', { href: hostPath(data.proxy) }, data.proxy)],
       [t('jobs.origin'), data.origin.policy ? [h('a', { href: api.path(['policies', data.origin.policy]) }, data.origin.policy), data.origin.attempt > 1 && [' · ', t('jobs.attempt', { n: data.origin.attempt })]] : data.origin.by],
       data.origin.after && [t('jobs.after'), h('a', { href: api.path(['jobs', data.origin.after]) }, brief(data.origin.after))],
       [t('jobs.created'), clock(data.created)],

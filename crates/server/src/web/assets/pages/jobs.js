@@ -32,7 +32,7 @@ export default function jobs({ query, who, go, load, update }) {
     && (!filter.vm || filter.vm === job.vm?.name || filter.vm === job.vm?.uuid)
     && (!filter.policy || filter.policy === job.origin.policy)
     && (!filter.repository || filter.repository === job.repository)
-    && (!filter.host || filter.host === job.host);
+    && (!filter.host || filter.host === job.host || filter.host === job.proxy);
 
   return {
     title: () => t('nav.jobs'),
