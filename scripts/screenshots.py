@@ -112,8 +112,9 @@ def pages(base, token):
     """Every page that there is something to show on, with a name for its picture."""
     first = lambda path, field: next((str(one[field]) for one in (lambda page: page.get("items", page) if isinstance(page, dict) else page)(get(base, token, path))), None)
     quote = lambda text: urllib.parse.quote(text, safe="")
-    found = {"overview": "/", "vms": "/vms", "hosts": "/hosts", "cluster": "/cluster", "jobs": "/jobs", "policies": "/policies",
-             "policy-new": "/policies/+new", "repositories": "/repositories", "events": "/events", "audit": "/audit", "settings": "/settings"}  # fmt: skip
+    found = {"overview": "/", "vms": "/vms", "hosts": "/hosts", "cluster": "/cluster", "ha": "/ha", "balance": "/balance", "jobs": "/jobs",
+             "policies": "/policies", "policy-new": "/policies/+new", "repositories": "/repositories", "events": "/events",
+             "audit": "/audit", "settings": "/settings", "api": "/api"}  # fmt: skip
     if vm := first("/api/v1/vms?limit=1&sort=-last-point", "name"):
         found["vm"] = f"/vms/{quote(vm)}"
         found["restore"] = f"/vms/{quote(vm)}/restore"
@@ -123,6 +124,9 @@ def pages(base, token):
     for name, state in (("job", "succeeded"), ("job-running", "running"), ("job-failed", "failed,interrupted")):
         if one := first(f"/api/v1/jobs?limit=1&state={state}", "id"):
             found[name] = f"/jobs/{one}"
+    for kind in ("migrate", "drain", "balance", "restore", "verify"):
+        if one := first(f"/api/v1/jobs?limit=1&kind={kind}", "id"):
+            found[f"job-{kind}"] = f"/jobs/{one}"
     return found
 
 
@@ -154,7 +158,7 @@ def main():
                     continue
                 browser.size(how["width"], HEIGHT)
                 browser.open(path)
-                browser.until("document.querySelector('main h1') && !document.querySelector('[aria-busy]')")
+                browser.until("document.querySelector('main h1, header > h1') && !document.querySelector('[aria-busy]')")
                 height = min(HEIGHT_MAX, max(HEIGHT, browser.run("return document.documentElement.scrollHeight")))
                 browser.size(how["width"], height)
                 time.sleep(0.5)

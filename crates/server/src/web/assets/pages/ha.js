@@ -80,7 +80,7 @@ export default function ha({ who, load }) {
       { label: t('hosts.state'), cell: (vm) => [chip('ha-vm', vm.phase), !vm.should_run && [' ', h('small', null, t('ha.meant-off'))], vm.should_run && vm.phase === 'running' && !vm.ready && [' ', h('small', null, t('ha.not-ready'))]] },
       { label: t('ha.tier'), minor: true, num: true, cell: (vm) => number(vm.policy.tier) },
       { label: t('ha.generation'), minor: true, num: true, cell: (vm) => number(vm.generation) },
-      { label: t('ha.services'), minor: true, cell: (vm) => (vm.policy.services ?? []).map((one) => h('div', { key: one.check }, h('code', null, one.check))) },
+      { label: t('ha.services'), minor: true, cell: (vm) => ((vm.policy.services ?? []).length === 0 ? '–' : vm.policy.services.map((one) => h('div', { key: one.check }, h('code', null, one.check)))) },
       { label: t('ha.last'), cell: (vm) => h('small', { class: vm.waits ? 'bad-text' : '' }, vm.waits ?? vm.note) },
       api.may(who, 'operator') && { label: t('list.actions'), blank: true, num: true, cell: (vm) => (vm.phase === 'stopped' && !vm.should_run ? button(t('ha.start'), () => start(vm), { kind: 'quiet small', label: t('ha.start-label', { name: vm.name }) }) : '') },
     ];

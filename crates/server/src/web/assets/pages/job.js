@@ -69,7 +69,7 @@ export default function job({ params, who, update }) {
 
   function entries() {
     return card(t('jobs.log'), {}, log.length === 0 ? empty(t('jobs.no-log')) : h('ol', { class: 'log', tabindex: '0', 'aria-label': t('jobs.log') }, log.map((entry) =>
-      h('li', { key: entry.seq, class: entry.level }, h('time', { datetime: entry.at, title: absolute(entry.at) }, second(entry.at)), h('span', null, entry.level !== 'info' && `${t(`severity.${entry.level}`)}: `, word(`phase.${entry.message}`, entry.message))))));
+      h('li', { key: entry.seq, class: entry.level }, h('time', { datetime: entry.at, title: absolute(entry.at) }, second(entry.at)), h('span', null, entry.level !== 'info' && `${t(`severity.${entry.level}`)}: `, word(`phase.${entry.message.replaceAll(' ', '-')}`, entry.message))))));
   }
 
   return {
