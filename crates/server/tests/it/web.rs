@@ -68,7 +68,7 @@ async fn a_person_logs_in_backs_a_vm_up_watches_it_and_restores_it() {
     assert_eq!(ended(&browser).await, "succeeded");
     let steps = browser.run("return window.steps", json!([])).await;
     assert!(!steps.as_array().unwrap().is_empty(), "no progress was shown");
-    browser.sees("done").await;
+    browser.sees("Done").await;
     browser.sees("48.0 MiB").await;
 
     browser.page("/vms/web1").await;
