@@ -336,7 +336,11 @@ pub const ROUTES: &[Route] = &[
         name: "ha-capacity",
         tag: "ha",
         summary: "What would not run again if hosts were lost",
-        query: &[text("without", "As if this host were empty and took nothing; and whether it may be emptied.")],
+        query: &[
+            text("without", "As if this host were empty and took nothing; and whether it may be emptied."),
+            text("vm", "As if this VM had the memory of `memory_bytes`; and whether it may have it."),
+            Param { name: "memory_bytes", kind: "integer", help: "With `vm`." },
+        ],
         response: Body::One(Shape::of::<HaCapacity>()),
         ..GET
     },

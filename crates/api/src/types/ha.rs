@@ -217,7 +217,8 @@ pub struct HaCapacity {
     pub losses: Vec<HaLoss>,
     /// Hosts with their memory.
     pub hosts: Vec<HaRoom>,
-    /// Asked about a host without which it is to go: why that would take room away which is there now.
+    /// Asked about a host without which it is to go, or about a VM that is to have other memory: why that would take room
+    /// away which is there now.
     #[serde(default)]
     pub refused: Option<String>,
 }

@@ -249,11 +249,18 @@ pub struct ConfirmOffArgs {
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub reason: String,
 }
+  virtward ha capacity --vm web1 --memory 8GiB
 
 /// Arguments of `ha events`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 What this host's daemon did and saw; fencing and claims are told by the daemon
+    /// As if this VM had the memory of --memory; and whether it may have it
+    #[arg(long, value_name = "VM", requires = "memory", conflicts_with = "without")]
+    pub vm: Option<String>,
+    /// How much
+    #[arg(long, value_name = "SIZE", requires = "vm")]
+    pub memory: Option<Bytes>,
 that led.
 
 Examples:
@@ -435,7 +442,11 @@ async fn switch(app: &App, verb: &str, reason: &str) -> Result<(), Failure> {
 }
 
 async fn capacity(app: &App, args: &CapacityArgs) -> Result<(), Failure> {
-    let query = args.without.as_ref().map(|host| format!("?without={}", escaped(host))).unwrap_or_default();
+    let query = match (&args.without, &args.vm, args.memory) {
+        (Some(host), ..) => format!("?without={}", escaped(host)),
+        (None, Some(vm), Some(memory)) => format!("?vm={}&memory_bytes={}", escaped(vm), memory.0),
+        _ => String::new(),
+    };
     let found: HaCapacity = daemon::client(app).get(&format!("/api/v1/ha/capacity{query}")).await?;
     if app.json {
         out::json(&found)?;
@@ -541,6 +552,9 @@ impl Passage {
 
     /// Why a host is not to be emptied: the others would have no room for one more failure. None as well if nobody knows.
     pub async fn may_not_drain(&self, host: &str) -> Result<Option<String>, String> {
+        if let Some(refused) = found.refused.as_ref().filter(|_| args.vm.is_some()) {
+            text.push_str(&format!("it would take room away that is kept for host failures: {refused}\n"));
+        }
         let path = format!("/api/v1/ha/capacity?without={}", escaped(host));
         match self.client.get::<HaCapacity>(&path).await {
             Ok(found) => Ok(found.refused),

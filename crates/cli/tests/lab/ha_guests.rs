@@ -49,11 +49,31 @@ fn room_for_the_loss_of_a_host_is_kept(cluster: &Cluster) {
     let without = cluster.virtward("h1", &["ha", "capacity", "--without", "h1", "--json"]);
     let found: Value = serde_json::from_slice(&without.stdout).expect("JSON");
     assert!(found["enough"] == false && found["refused"].is_string(), "{found}");
+    more_memory_is_judged_before_and_said_after(cluster);
     // A move that leaves room goes through, there and back.
     for (from, to) in [("h1", "h2"), ("h2", "h1")] {
         cluster.ok(from, &["vm", "migrate", "w1", "--to", &cluster.lab.tcp_uri(to)]);
         wait("w1 to have moved", SOON, || cluster.places("h3").get("w1").is_some_and(|place| place.host == to));
     }
+}
+
+/// libvirt asks nobody when a definition is changed: it is asked about before, and counted with after.
+fn more_memory_is_judged_before_and_said_after(cluster: &Cluster) {
+    let fits = ["ha", "capacity", "--vm", "w3", "--memory", "300MiB"];
+    assert!(cluster.ok("h1", &fits).contains("every protected VM runs again"));
+    let too_much = ["ha", "capacity", "--vm", "w3", "--memory", "400MiB"];
+    let why = ["without h3: w3 would stay down", "it would take room away that is kept for host failures"];
+    check_failure(&cluster.virtward("h1", &too_much), &too_much, 4, &why);
+    cluster.lab.virsh_ok("h3", &["setmaxmem", "w3", "400MiB", "--config"]);
+    wait("that to be said", SOON, || {
+        said(cluster, &["w3 has 400 MiB by its definition, before 192 MiB: that takes room away", "w3 would stay down"])
+    });
+    let capacity = ["ha", "capacity"];
+    let is_short = || cluster.virtward("h1", &capacity).status.code() == Some(4);
+    wait("another host to count with it", SOON, is_short);
+    check_failure(&cluster.virtward("h1", &capacity), &capacity, 4, &["w3 would stay down"]);
+    cluster.lab.virsh_ok("h3", &["setmaxmem", "w3", "192MiB", "--config"]);
+    wait("that to be counted with", SOON, || cluster.virtward("h2", &capacity).status.success());
 }
 
 fn said(cluster: &Cluster, words: &[&str]) -> bool {

@@ -26,6 +26,8 @@ pub enum Change {
     Move(VmId, HostId),
     /// Empty a host, which takes nothing from then on.
     Drain(HostId),
+    /// Give a VM so much memory, in bytes.
+    Resize(VmId, u64),
 }
 
 /// Why a change is refused.
@@ -123,6 +125,15 @@ fn settle(world: &mut World, vms: &[VmId]) {
         }
     }
 }
+/// What would not be survived once a VM has so much memory, in bytes.
+pub fn resized(view: &View, id: VmId, bytes: u64) -> World {
+    let mut after = world(view);
+    for vm in after.vms.iter_mut().filter(|vm| vm.id == id) {
+        vm.size = memory(bytes);
+    }
+    after
+}
+
 
 /// Whether a change leaves the room that is there. Nothing is refused of hosts and VMs that are not in the records.
 pub fn admit(view: &View, change: &Change) -> Result<(), Refusal> {
@@ -145,6 +156,13 @@ pub fn admit(view: &View, change: &Change) -> Result<(), Refusal> {
             new.host = record.policy.only_on.as_ref().map(|host| host.0.as_str().into());
             let bound = new.host.is_some();
             after.vms.push(new);
+        Change::Resize(id, bytes) => {
+            let largest = before.hosts.iter().map(|host| host.capacity.memory.0).max().unwrap_or(0);
+            if let Some(vm) = before.vms.iter().find(|vm| vm.id == *id).filter(|_| *bytes > largest) {
+                return Err(Refusal::NoHost { vm: vm.name.clone(), needs: *bytes });
+            }
+            resized(view, *id, *bytes)
+        }
             if !bound {
                 settle(&mut after, &[*id]);
                 if after.vms.last().is_some_and(|vm| vm.host.is_none()) {
@@ -241,6 +259,16 @@ mod tests {
         let full = view(&[("h1", 8), ("h2", 8), ("h3", 8)], &[(Some("h1"), 4), (Some("h2"), 4), (Some("h3"), 4)]);
         let text = refused(&full, Change::Drain("h1".into()));
         assert!(text.contains("would stay down"), "{text}");
+    }
+
+    #[test]
+    fn more_memory_is_refused_if_a_host_that_is_lost_would_then_be_missed_and_less_never_is() {
+        let view = view(&[("h1", 8), ("h2", 8)], &[(Some("h1"), 4), (Some("h2"), 4)]);
+        let text = refused(&view, Change::Resize(id(0), 5 * GIB));
+        assert!(text.contains("would stay down"), "{text}");
+        assert_eq!(admit(&view, &Change::Resize(id(0), GIB)), Ok(()));
+        assert_eq!(admit(&view, &Change::Resize(id(9), 90 * GIB)), Ok(()), "nobody that is protected");
+        assert!(refused(&view, Change::Resize(id(0), 9 * GIB)).contains("no host has room for v0"));
     }
 
     #[test]

@@ -34,7 +34,7 @@ use virtward_hypervisor::Hypervisor;
 
 pub use self::{
     actions::{arm, confirm_off, disable, enable, start_vm, test_fencing},
-    capacity::capacity,
+    capacity::{If, capacity},
     moving::moving,
     views::{explain, status, vm},
 };

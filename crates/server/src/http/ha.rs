@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
-use virtward_api::{HaFenceTestRequest, HaMove, HaPolicy, HaReason, HaStart};
+use virtward_api::{Code, HaFenceTestRequest, HaMove, HaPolicy, HaReason, HaStart, Problem};
 
 use super::{
     answer::{Answer, Failed, ok, with},
@@ -23,12 +23,18 @@ pub async fn status(State(daemon): State<Arc<Daemon>>) -> Answer {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Without {
+pub struct If {
     without: Option<String>,
 }
 
-pub async fn capacity(State(daemon): State<Arc<Daemon>>, Params(asked): Params<Without>) -> Answer {
-    ok(&ha::capacity(&daemon, asked.without.as_deref())?)
+pub async fn capacity(State(daemon): State<Arc<Daemon>>, Params(asked): Params<If>) -> Answer {
+    let question = match (asked.without, asked.vm, asked.memory_bytes) {
+        (None, None, None) => ha::If::Now,
+        (Some(host), None, None) => ha::If::Without(host),
+        (None, Some(vm), Some(bytes)) => ha::If::Resized(vm, bytes),
+        _ => return Err(Problem::new(Code::Invalid, "give without, or vm and memory_bytes, or nothing").into()),
+    };
+    ok(&ha::capacity(&daemon, &question)?)
 }
 
 fn remarked(answer: impl IntoResponse, remark: String) -> Response {
