@@ -422,6 +422,19 @@ pub const ROUTES: &[Route] = &[
         ..POST
     },
     Route {
+        path: "/api/v1/ha/vms/{vm}/switch",
+        name: "ha-switch",
+        tag: "ha",
+        summary: "Let the standby of a protected VM take over",
+        help: "The active one is ended first. Answers with the standby, which is the active one from then on; refused while \
+               it could not take over.",
+        access: OPERATOR,
+        status: 202,
+        request: Body::One(Shape::of::<HaReason>()),
+        response: Body::One(Shape::of::<HaVm>()),
+        ..POST
+    },
+    Route {
         path: "/api/v1/hosts",
         name: "hosts",
         tag: "inventory",

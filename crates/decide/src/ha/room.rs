@@ -8,7 +8,7 @@ use std::fmt;
 
 use virtward_model::{
     Bytes,
-    world::{Failover, Host, HostName, HostState, Priority, Resources, Stuck, Vm, World},
+    world::{Failover, Host, HostName, HostState, Priority, Resources, Rule, RuleKind, Stuck, Vm, World},
 };
 
 use super::record::{Desired, HostId, HostPhase, View, VmId, VmRecord};
@@ -97,6 +97,15 @@ pub fn world(view: &View) -> World {
     }
     let wanted = view.vms.iter().filter(|(_, record)| record.value.desired == Desired::Running);
     world.vms.extend(wanted.map(|(id, record)| vm(*id, &record.value)));
+    let is_there = |id: &VmId| world.vms.iter().any(|vm| vm.id == *id);
+    let apart = view.pairs.iter().map(|(key, pair)| (key, [pair.value.active, pair.value.standby]));
+    let apart = apart.filter(|(_, both)| both.iter().all(is_there)).map(|(key, both)| Rule {
+        name: format!("the pair {key}"),
+        must: true,
+        kind: RuleKind::Apart,
+        vms: both.into(),
+    });
+    world.rules = apart.collect();
     world
 }
 
@@ -116,15 +125,6 @@ pub fn without(view: &View, host: &HostId) -> World {
     after
 }
 
-/// Gives VMs a host each, as far as there is room. Those that stay where they are have theirs.
-fn settle(world: &mut World, vms: &[VmId]) {
-    let (placement, _) = place(world, &Request::failover(vms));
-    for place in placement.places {
-        if let Some(vm) = world.vms.iter_mut().find(|vm| vm.id == place.vm) {
-            vm.host = Some(place.host);
-        }
-    }
-}
 /// What would not be survived once a VM has so much memory, in bytes.
 pub fn resized(view: &View, id: VmId, bytes: u64) -> World {
     let mut after = world(view);
@@ -134,6 +134,15 @@ pub fn resized(view: &View, id: VmId, bytes: u64) -> World {
     after
 }
 
+/// Gives VMs a host each, as far as there is room. Those that stay where they are have theirs.
+fn settle(world: &mut World, vms: &[VmId]) {
+    let (placement, _) = place(world, &Request::failover(vms));
+    for place in placement.places {
+        if let Some(vm) = world.vms.iter_mut().find(|vm| vm.id == place.vm) {
+            vm.host = Some(place.host);
+        }
+    }
+}
 
 /// Whether a change leaves the room that is there. Nothing is refused of hosts and VMs that are not in the records.
 pub fn admit(view: &View, change: &Change) -> Result<(), Refusal> {
@@ -147,6 +156,13 @@ pub fn admit(view: &View, change: &Change) -> Result<(), Refusal> {
             }
             after
         }
+        Change::Resize(id, bytes) => {
+            let largest = before.hosts.iter().map(|host| host.capacity.memory.0).max().unwrap_or(0);
+            if let Some(vm) = before.vms.iter().find(|vm| vm.id == *id).filter(|_| *bytes > largest) {
+                return Err(Refusal::NoHost { vm: vm.name.clone(), needs: *bytes });
+            }
+            resized(view, *id, *bytes)
+        }
         Change::Start(id) => {
             let Some(record) = view.vms.get(id).map(|record| &record.value) else { return Ok(()) };
             let mut after = before.clone();
@@ -156,13 +172,6 @@ pub fn admit(view: &View, change: &Change) -> Result<(), Refusal> {
             new.host = record.policy.only_on.as_ref().map(|host| host.0.as_str().into());
             let bound = new.host.is_some();
             after.vms.push(new);
-        Change::Resize(id, bytes) => {
-            let largest = before.hosts.iter().map(|host| host.capacity.memory.0).max().unwrap_or(0);
-            if let Some(vm) = before.vms.iter().find(|vm| vm.id == *id).filter(|_| *bytes > largest) {
-                return Err(Refusal::NoHost { vm: vm.name.clone(), needs: *bytes });
-            }
-            resized(view, *id, *bytes)
-        }
             if !bound {
                 settle(&mut after, &[*id]);
                 if after.vms.last().is_some_and(|vm| vm.host.is_none()) {
@@ -253,15 +262,6 @@ mod tests {
     }
 
     #[test]
-    fn a_drain_is_refused_if_the_others_could_not_lose_one_more() {
-        let roomy = view(&[("h1", 8), ("h2", 8), ("h3", 8)], &[(Some("h1"), 2), (Some("h2"), 2), (Some("h3"), 2)]);
-        assert_eq!(admit(&roomy, &Change::Drain("h1".into())), Ok(()));
-        let full = view(&[("h1", 8), ("h2", 8), ("h3", 8)], &[(Some("h1"), 4), (Some("h2"), 4), (Some("h3"), 4)]);
-        let text = refused(&full, Change::Drain("h1".into()));
-        assert!(text.contains("would stay down"), "{text}");
-    }
-
-    #[test]
     fn more_memory_is_refused_if_a_host_that_is_lost_would_then_be_missed_and_less_never_is() {
         let view = view(&[("h1", 8), ("h2", 8)], &[(Some("h1"), 4), (Some("h2"), 4)]);
         let text = refused(&view, Change::Resize(id(0), 5 * GIB));
@@ -269,6 +269,15 @@ mod tests {
         assert_eq!(admit(&view, &Change::Resize(id(0), GIB)), Ok(()));
         assert_eq!(admit(&view, &Change::Resize(id(9), 90 * GIB)), Ok(()), "nobody that is protected");
         assert!(refused(&view, Change::Resize(id(0), 9 * GIB)).contains("no host has room for v0"));
+    }
+
+    #[test]
+    fn a_drain_is_refused_if_the_others_could_not_lose_one_more() {
+        let roomy = view(&[("h1", 8), ("h2", 8), ("h3", 8)], &[(Some("h1"), 2), (Some("h2"), 2), (Some("h3"), 2)]);
+        assert_eq!(admit(&roomy, &Change::Drain("h1".into())), Ok(()));
+        let full = view(&[("h1", 8), ("h2", 8), ("h3", 8)], &[(Some("h1"), 4), (Some("h2"), 4), (Some("h3"), 4)]);
+        let text = refused(&full, Change::Drain("h1".into()));
+        assert!(text.contains("would stay down"), "{text}");
     }
 
     #[test]

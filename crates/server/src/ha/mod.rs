@@ -9,6 +9,7 @@
 mod actions;
 mod capacity;
 mod moving;
+mod pairs;
 mod services;
 mod views;
 
@@ -36,6 +37,7 @@ pub use self::{
     actions::{arm, confirm_off, disable, enable, start_vm, test_fencing},
     capacity::{If, capacity},
     moving::moving,
+    pairs::switch,
     views::{explain, status, vm},
 };
 use crate::{

@@ -25,6 +25,8 @@ pub async fn status(State(daemon): State<Arc<Daemon>>) -> Answer {
 #[serde(deny_unknown_fields)]
 pub struct If {
     without: Option<String>,
+    vm: Option<String>,
+    memory_bytes: Option<u64>,
 }
 
 pub async fn capacity(State(daemon): State<Arc<Daemon>>, Params(asked): Params<If>) -> Answer {
@@ -109,6 +111,16 @@ pub async fn moving(
     Body(how, _): Body<HaMove>,
 ) -> Answer {
     ok(&ha::moving(&daemon, &vm, &how, &who, uri.path()).await?)
+}
+
+pub async fn switch(
+    State(daemon): State<Arc<Daemon>>,
+    Name(vm): Name,
+    Who(who): Who,
+    Body(reason, _): Body<HaReason>,
+) -> Result<Response, Failed> {
+    let vm = ha::switch(&daemon, &vm, &reason.reason, &who).await?;
+    Ok(remarked(with(StatusCode::ACCEPTED, &vm)?, reason.reason))
 }
 
 pub async fn start(
