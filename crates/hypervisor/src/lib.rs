@@ -22,6 +22,11 @@ pub use error::{Error, ErrorKind, Result};
 pub use types::*;
 pub use uri::host_of;
 
+/// The memory that a domain's XML gives to its guest, in bytes; none if that is not to be read from it.
+pub fn memory_of(xml: &str) -> Option<u64> {
+    xml::DomainXml::parse(xml).ok().map(|domain| domain.memory_bytes).filter(|bytes| *bytes > 0)
+}
+
 /// A connection to one host's hypervisor. Domains are named by UUID, which survives renames and migrations.
 #[async_trait]
 pub trait Hypervisor: Send + Sync + 'static {

@@ -288,6 +288,10 @@ fn high_availability(daemon: &Daemon, text: &mut Text) {
     text.family("virtward_ha_vms", "gauge", "Protected VMs by phase.", &vms);
     let down = status.vms.iter().filter(|vm| vm.should_run && vm.phase != "running").count() as f64;
     text.family("virtward_ha_vms_down", "gauge", "Protected VMs that should run and do not.", &one(down));
+    let active = status.vms.iter().filter_map(|vm| Some((vm, vm.pair.as_ref().filter(|pair| pair.role == "active")?)));
+    let ready = |pair: &virtward_api::HaPair| if pair.takes_over { 1.0 } else { 0.0 };
+    let standby: Vec<_> = active.map(|(vm, pair)| (labels(&[("vm", &vm.name)]), ready(pair))).collect();
+    text.family("virtward_ha_standby_ready", "gauge", "1 if the standby of a VM could take over now.", &standby);
 }
 
 fn repositories(daemon: &Daemon, text: &mut Text) {

@@ -1,6 +1,6 @@
 //! High availability.
 
-use super::{ADMIN, Body, GET, OPERATOR, POST, Route, text};
+use super::{ADMIN, Body, GET, OPERATOR, POST, Param, Route, text};
 use crate::{openapi::Shape, types::*};
 
 pub(super) const ROUTES: &[Route] = &[
@@ -38,7 +38,11 @@ pub(super) const ROUTES: &[Route] = &[
         name: "ha-capacity",
         tag: "ha",
         summary: "What would not run again if hosts were lost",
-        query: &[text("without", "As if this host were empty and took nothing; and whether it may be emptied.")],
+        query: &[
+            text("without", "As if this host were empty and took nothing; and whether it may be emptied."),
+            text("vm", "As if this VM had the memory of `memory_bytes`; and whether it may have it."),
+            Param { name: "memory_bytes", kind: "integer", help: "With `vm`." },
+        ],
         response: Body::One(Shape::of::<HaCapacity>()),
         ..GET
     },
@@ -116,6 +120,19 @@ pub(super) const ROUTES: &[Route] = &[
         access: OPERATOR,
         status: 202,
         request: Body::One(Shape::of::<HaStart>()),
+        response: Body::One(Shape::of::<HaVm>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/ha/vms/{vm}/switch",
+        name: "ha-switch",
+        tag: "ha",
+        summary: "Let the standby of a protected VM take over",
+        help: "The active one is ended first. Answers with the standby, which is the active one from then on; refused while \
+               it could not take over.",
+        access: OPERATOR,
+        status: 202,
+        request: Body::One(Shape::of::<HaReason>()),
         response: Body::One(Shape::of::<HaVm>()),
         ..POST
     },

@@ -71,8 +71,28 @@ pub struct HaVm {
     pub waits: Option<String>,
     /// What happened last.
     pub note: String,
+    /// Its place in a pair, if it belongs to one.
+    #[serde(default)]
+    pub pair: Option<HaPair>,
     /// How it is protected.
     pub policy: HaPolicy,
+}
+
+/// A VM's place in a pair of an active VM and its standby.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HaPair {
+    /// `active` or `standby`.
+    pub role: String,
+    /// Name of the other one.
+    pub other: String,
+    /// Rises whenever the roles change.
+    pub generation: u64,
+    /// The active one was made so; false while a switch is under way.
+    pub settled: bool,
+    /// Of the active one: its standby could take over now.
+    pub takes_over: bool,
+    /// What happened last to the pair.
+    pub note: String,
 }
 
 /// How a VM is protected. What is left out stays as it is, or has its default.
@@ -97,10 +117,38 @@ pub struct HaPolicy {
     pub hang_s: Option<u64>,
     /// Services in it that are watched; given, it takes the place of all that were.
     pub services: Option<Vec<HaService>>,
+    /// Its standby.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub standby: Option<HaStandby>,
+}
+
+/// The standby of a protected VM, and how it takes over. Both run, on different hosts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HaStandby {
+    /// Protected VM that follows, by name or UUID; an empty text: none any more.
+    pub vm: String,
+    /// The program, by its whole path, and its arguments that make a guest the active one. Run through the guest's agent
+    /// whenever the VM has become the active one or was started as such; ends with 0 as well if it is that already.
+    pub promote: Vec<String>,
+    /// The same to make one follow that was the active one before. Empty: what was the active one stays down.
+    pub demote: Vec<String>,
+    /// Addresses that the active one has.
+    pub addresses: Vec<HaAddress>,
+}
+
+/// An address that is where the active one of a pair is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HaAddress {
+    /// IPv4 with the length of its prefix: `10.0.0.9/24`.
+    pub address: String,
+    /// Network device in the guest.
+    pub device: String,
 }
 
 /// A service in a protected VM that is watched, and what is done when it stays down: it is restarted, then the VM is reset,
-/// then the VM is started on another host.
+/// then the VM is started on another host, then its standby takes over.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HaService {
@@ -118,7 +166,7 @@ pub struct HaService {
     pub restart_unit: Option<String>,
     /// The program, by its whole path, and its arguments that restart it in the guest.
     pub restart_command: Option<Vec<String>>,
-    /// What may be done, in this order: `restart-service`, `restart-vm`, `relocate`; default all.
+    /// What may be done, in this order: `restart-service`, `restart-vm`, `relocate`, `switch-to-standby`; default all.
     pub actions: Option<Vec<String>>,
 }
 
@@ -217,7 +265,8 @@ pub struct HaCapacity {
     pub losses: Vec<HaLoss>,
     /// Hosts with their memory.
     pub hosts: Vec<HaRoom>,
-    /// Asked about a host without which it is to go: why that would take room away which is there now.
+    /// Asked about a host without which it is to go, or about a VM that is to have other memory: why that would take room
+    /// away which is there now.
     #[serde(default)]
     pub refused: Option<String>,
 }

@@ -18,8 +18,8 @@ pub use self::{
     cluster::{ClusterLeader, ClusterNode, ClusterStatus, JoinTokenMade, NewJoinToken, StateBackup},
     event::{AuditEntry, Event, Severity},
     ha::{
-        HaCapacity, HaExplanation, HaFenceDevice, HaFenceTest, HaFenceTestRequest, HaFinding, HaHost, HaLoss, HaMove,
-        HaPolicy, HaReason, HaRoom, HaService, HaStart, HaStatus, HaVm,
+        HaAddress, HaCapacity, HaExplanation, HaFenceDevice, HaFenceTest, HaFenceTestRequest, HaFinding, HaHost,
+        HaLoss, HaMove, HaPair, HaPolicy, HaReason, HaRoom, HaService, HaStandby, HaStart, HaStatus, HaVm,
     },
     inventory::{
         Guest, Host, HostState, LastFailure, LastGood, Network, PowerState, Protection, ProtectionState, Storage,

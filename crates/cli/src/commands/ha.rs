@@ -5,8 +5,8 @@ use std::{env, fs, path::PathBuf};
 use async_trait::async_trait;
 use uuid::Uuid;
 use virtward_api::{
-    Code, Event, HaCapacity, HaExplanation, HaFenceTest, HaFenceTestRequest, HaMove, HaPolicy, HaReason, HaService,
-    HaStart, HaStatus, HaVm, Page,
+    Code, Event, HaAddress, HaCapacity, HaExplanation, HaFenceTest, HaFenceTestRequest, HaMove, HaPair, HaPolicy,
+    HaReason, HaService, HaStandby, HaStart, HaStatus, HaVm, Page,
     client::{Client, Error},
 };
 use virtward_decide::ha::Timing;
@@ -34,11 +34,13 @@ pub enum Command {
     /// Show hosts, how well each is protected and why not better, and protected VMs
     Status(StatusArgs),
     /// Protect VMs: should their host die, they are started elsewhere
-    Enable(EnableArgs),
+    Enable(Box<EnableArgs>),
     /// Protect VMs no longer; they run on
     Disable(DisableArgs),
     /// Start a protected VM, on the host that is best
     Start(StartArgs),
+    /// Let the standby of a protected VM take over
+    Switch(SwitchOverArgs),
     /// Say where a protected VM is, why, and what it waits for
     Explain(ExplainArgs),
     /// Fence silent hosts and restart VMs (again)
@@ -76,13 +78,21 @@ Given again, the command changes how a VM is protected.
 A service is watched from its VM's host: tcp://HOST:PORT, http://HOST/PATH,
 https://..., tls://HOST:PORT?days=N, postgresql://HOST, mysql://HOST,
 smtp://HOST; or in the guest, by its agent: unit:NAME, exec:/PROGRAM ARGUMENTS.
-One that stays down is restarted, then its VM is, then the VM is moved, once.
+One that stays down is restarted, then its VM is, then the VM is moved, once;
+last, its standby takes over.
+
+A standby is a protected VM on another host that follows this one. It takes over
+when this one's host dies: addresses are added in it, and the promote hook runs
+in it, through its agent. docs/ha.md says what the hooks have to do.
 
 Examples:
   virtward ha enable web1 db1
   virtward ha enable db1 --tier 1
   virtward ha enable web1 --tier 3 --after db1 --gate agent
-  virtward ha enable web1 --service http://10.0.0.7/health --restart-unit nginx")]
+  virtward ha enable web1 --service http://10.0.0.7/health --restart-unit nginx
+  virtward ha enable pg1 --standby pg2 --promote /usr/local/bin/promote \\
+    --address 10.0.0.9/24 --device eth0
+  virtward ha enable pg1 --standby none")]
 pub struct EnableArgs {
     /// VMs, by name or UUID
     #[arg(value_name = "VM", required = true)]
@@ -129,6 +139,21 @@ pub struct EnableArgs {
     /// What may be done about a service that stays down, in this order; may be repeated [default: all]
     #[arg(long, value_enum, value_name = "ACTION", requires = "service")]
     pub action: Vec<ActionArg>,
+    /// A protected VM that follows this one and takes over from it; none: none any more
+    #[arg(long, value_name = "VM")]
+    pub standby: Option<String>,
+    /// The command that makes a guest the active one: a program by its whole path, and arguments
+    #[arg(long, value_name = "COMMAND", requires = "standby")]
+    pub promote: Option<String>,
+    /// The command that makes a guest follow that was the active one; without it, that stays down
+    #[arg(long, value_name = "COMMAND", requires = "promote")]
+    pub demote: Option<String>,
+    /// An address that is where the active one is, such as 10.0.0.9/24; may be repeated
+    #[arg(long, value_name = "CIDR", requires = "promote")]
+    pub address: Vec<String>,
+    /// The guest's network device that has the addresses
+    #[arg(long, value_name = "DEVICE", requires = "address", default_value = "eth0")]
+    pub device: String,
 }
 
 /// `--action`.
@@ -138,6 +163,7 @@ pub enum ActionArg {
     RestartService,
     RestartVm,
     Relocate,
+    SwitchToStandby,
 }
 
 /// `--gate`.
@@ -174,6 +200,23 @@ pub struct StartArgs {
     pub force: bool,
 }
 
+/// Arguments of `ha switch`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The active one is ended first, then its standby has its addresses, and the
+promote hook runs in it. Refused while the standby could not take over.
+
+Examples:
+  virtward ha switch pg1 --reason 'kernel update'
+  virtward ha explain pg2")]
+pub struct SwitchOverArgs {
+    /// VM of the pair, by name or UUID
+    pub vm: String,
+    /// Why, for the others and for the audit log
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+}
+
 /// Arguments of `ha explain`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  virtward ha explain web1")]
@@ -206,11 +249,18 @@ status 4 if something would not run.
 Examples:
   virtward ha capacity
   virtward ha capacity --without kvm2
+  virtward ha capacity --vm web1 --memory 8GiB
   virtward ha capacity --json | jq .losses")]
 pub struct CapacityArgs {
     /// As if this host were empty and took nothing
     #[arg(long, value_name = "HOST")]
     pub without: Option<String>,
+    /// As if this VM had the memory of --memory; and whether it may have it
+    #[arg(long, value_name = "VM", requires = "memory", conflicts_with = "without")]
+    pub vm: Option<String>,
+    /// How much
+    #[arg(long, value_name = "SIZE", requires = "vm")]
+    pub memory: Option<Bytes>,
 }
 
 /// Arguments of `ha test-fencing`.
@@ -286,6 +336,15 @@ pub async fn run(app: &App, command: &Command) -> Result<(), Failure> {
             app.progress.note(&format!("{} is to run; virtward ha explain {} says how far it is", vm.name, vm.name));
             Ok(())
         }
+        Command::Switch(args) => {
+            let path = format!("/api/v1/ha/vms/{}/switch", escaped(&args.vm));
+            let vm: HaVm = daemon::client(app).post(&path, &HaReason { reason: args.reason.clone() }, None).await?;
+            if app.json {
+                return out::json(&vm);
+            }
+            app.progress.note(&format!("{} takes over; virtward ha explain {} says how far it is", vm.name, vm.name));
+            Ok(())
+        }
         Command::Explain(args) => explain(app, args).await,
         Command::Arm(args) => switch(app, "arm", &args.reason).await,
         Command::Disarm(args) => switch(app, "disarm", &args.reason).await,
@@ -350,8 +409,24 @@ async fn status(app: &App) -> Result<(), Failure> {
         }
         text.push('\n');
         text.push_str(&vms.render(out::stdout_is_terminal()));
+        for (vm, pair) in status.vms.iter().filter_map(|vm| Some((vm, vm.pair.as_ref()?))) {
+            if pair.role == "active" {
+                text.push_str(&format!("{}: {}\n", vm.name, render::printable(&pair_line(pair))));
+            }
+        }
     }
     out::text(&text)
+}
+
+fn pair_line(pair: &HaPair) -> String {
+    let HaPair { other, generation, note, .. } = pair;
+    match (pair.settled, pair.takes_over) {
+        (false, _) => format!("takes over from {other}, generation {generation}: {note}"),
+        (true, true) => format!("active, {other} is its standby, generation {generation}: {note}"),
+        (true, false) => {
+            format!("active, and NOBODY would take over: {other} could not, generation {generation}: {note}")
+        }
+    }
 }
 
 async fn enable(app: &App, args: &EnableArgs) -> Result<(), Failure> {
@@ -365,6 +440,7 @@ async fn enable(app: &App, args: &EnableArgs) -> Result<(), Failure> {
         resets_window_s: None,
         hang_s: args.hang.map(|time| time.0),
         services: services(args),
+        standby: standby(args)?,
     };
     let client = daemon::client(app);
     let mut made = Vec::new();
@@ -377,6 +453,27 @@ async fn enable(app: &App, args: &EnableArgs) -> Result<(), Failure> {
         made.push(vm);
     }
     if app.json { out::json(&made) } else { Ok(()) }
+}
+
+fn standby(args: &EnableArgs) -> Result<Option<HaStandby>, Failure> {
+    let Some(vm) = &args.standby else { return Ok(None) };
+    if vm == "none" {
+        return Ok(Some(HaStandby::default()));
+    }
+    if args.vms.len() > 1 {
+        return Err(Failure::new(Kind::Usage, "--standby is for one VM".to_owned()));
+    }
+    let Some(promote) = &args.promote else {
+        return Err(Failure::new(Kind::Usage, "--standby needs --promote: what makes it the active one".to_owned()));
+    };
+    let words = |command: &String| command.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let address = |address: &String| HaAddress { address: address.clone(), device: args.device.clone() };
+    Ok(Some(HaStandby {
+        vm: vm.clone(),
+        promote: words(promote),
+        demote: args.demote.as_ref().map(words).unwrap_or_default(),
+        addresses: args.address.iter().map(address).collect(),
+    }))
 }
 
 fn services(args: &EnableArgs) -> Option<Vec<HaService>> {
@@ -399,6 +496,7 @@ fn action_name(action: ActionArg) -> String {
         ActionArg::RestartService => "restart-service",
         ActionArg::RestartVm => "restart-vm",
         ActionArg::Relocate => "relocate",
+        ActionArg::SwitchToStandby => "switch-to-standby",
     }
     .into()
 }
@@ -435,7 +533,11 @@ async fn switch(app: &App, verb: &str, reason: &str) -> Result<(), Failure> {
 }
 
 async fn capacity(app: &App, args: &CapacityArgs) -> Result<(), Failure> {
-    let query = args.without.as_ref().map(|host| format!("?without={}", escaped(host))).unwrap_or_default();
+    let query = match (&args.without, &args.vm, args.memory) {
+        (Some(host), ..) => format!("?without={}", escaped(host)),
+        (None, Some(vm), Some(memory)) => format!("?vm={}&memory_bytes={}", escaped(vm), memory.0),
+        _ => String::new(),
+    };
     let found: HaCapacity = daemon::client(app).get(&format!("/api/v1/ha/capacity{query}")).await?;
     if app.json {
         out::json(&found)?;
@@ -449,6 +551,9 @@ async fn capacity(app: &App, args: &CapacityArgs) -> Result<(), Failure> {
         for loss in &found.losses {
             let hosts = if loss.hosts.is_empty() { "whatever is lost".into() } else { loss.hosts.join(" and ") };
             text.push_str(&format!("without {hosts}: {} would stay down: {}\n", loss.vms.join(", "), loss.why));
+        }
+        if let Some(refused) = found.refused.as_ref().filter(|_| args.vm.is_some()) {
+            text.push_str(&format!("it would take room away that is kept for host failures: {refused}\n"));
         }
         if found.enough {
             text.push_str(&format!("every protected VM runs again after any {} host failures\n", found.failures));

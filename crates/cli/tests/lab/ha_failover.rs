@@ -140,6 +140,12 @@ impl Cluster {
         }
     }
 
+    /// How many records a guest has written.
+    pub fn records(&self, vm: &str) -> u64 {
+        let report: Value = serde_json::from_str(&self.lab.lab(&["vm", "check-writers", vm, "--json"])).expect("JSON");
+        report["records"].as_u64().expect("a number")
+    }
+
     fn has_power(&self, host: &str) -> bool {
         let status: Value = serde_json::from_str(&self.lab.lab(&["status", "--json"])).expect("JSON");
         status["hosts"].as_array().expect("hosts").iter().any(|of| of["name"] == host && of["power"] == "on")
@@ -184,6 +190,8 @@ fn guests_outlive_their_hosts_and_never_run_twice() {
     a_power_cut(&cluster);
     a_pause_and_a_fence_device_that_is_slower(&cluster);
     cut_off_with_the_watchdog_alone(&cluster);
+    a_fence_device_that_lies_about_a_host_which_answers(&cluster);
+    storage_that_stops_answering_one_host(&cluster);
     the_leader_dies_while_it_recovers(&cluster);
     cluster.check_writers(&vms);
 }
@@ -319,6 +327,55 @@ fn cut_off_with_the_watchdog_alone(cluster: &Cluster) {
     cluster.lab.lab(&["heal"]);
     cluster.lab.lab(&["host", "fence-mode", &host, "honest"]);
     cluster.back_in_service(&host, at);
+}
+
+/// The host loses etcd alone. It is declared dead, and its device says "off" without having done anything. But its daemon
+/// answers: the device is not believed, and nobody has its guests before it must have ended them.
+fn a_fence_device_that_lies_about_a_host_which_answers(cluster: &Cluster) {
+    let (host, vms) = victim(cluster, "h2", "w3");
+    let at = another(&host);
+    let others = others(cluster, at, &host, &vms);
+    cluster.lab.lab(&["host", "fence-mode", &host, "lying"]);
+    let cut = "add table inet cut; add chain inet cut out { type filter hook output priority 0; }; \
+               add rule inet cut out tcp dport 2379 drop";
+    cluster.lab.lab(&["host", "exec", &host, "--", "nft", cut]);
+    let took = cluster.comes_back(at, &names(&vms), &host);
+    eprintln!("etcd lost to guests running elsewhere, beside a device that lies: {:.1} s", took.as_secs_f64());
+    let proof = cluster.host(at, &host)["proof"].clone();
+    assert!(proof.as_str().is_some_and(|proof| proof.starts_with("P3")), "{proof}\n{}", cluster.story());
+    assert!(cluster.story().contains(&format!("pdu-{host} says off, but the host's daemon answers")));
+    assert!(cluster.has_power(&host), "it did lie");
+    assert_eq!(self::others(cluster, at, &host, &vms), others, "others were touched");
+    cluster.check_writers(&["w1", "w2", "w3"]);
+    cluster.lab.lab(&["host", "exec", &host, "--", "nft", "delete table inet cut"]);
+    cluster.lab.lab(&["host", "fence-mode", &host, "honest"]);
+    cluster.back_in_service(&host, at);
+}
+
+/// Where VMs other than these are, and which hosts other than this one are in service.
+fn others(cluster: &Cluster, at: &str, host: &str, vms: &[String]) -> (BTreeMap<String, Place>, Vec<&'static str>) {
+    let mut places = cluster.places(at);
+    places.retain(|vm, _| !vms.contains(vm));
+    let armed = HOSTS.into_iter().filter(|of| *of != host && cluster.host(at, of)["phase"] == "armed");
+    (places, armed.collect())
+}
+
+/// Its guests wait for their disks. That is no death of the host, and no hang of its guests: their agents answer. They go on
+/// where they were.
+fn storage_that_stops_answering_one_host(cluster: &Cluster) {
+    let (host, vms) = victim(cluster, "h2", "w1");
+    let before = cluster.places("h2");
+    cluster.lab.lab(&["storage", "stall", &host]);
+    std::thread::sleep(Duration::from_secs(2));
+    let written = |vms: &[String]| vms.iter().map(|vm| cluster.records(vm)).collect::<Vec<_>>();
+    let stalled = written(&vms);
+    std::thread::sleep(2 * WHILE);
+    assert_eq!(written(&vms), stalled, "a stall that stalls nothing shows nothing");
+    cluster.assert_nothing_moved(&before, "while the storage of one host stood still");
+    cluster.lab.lab(&["storage", "heal", &host]);
+    wait("its guests to write again", SOON, || written(&vms).iter().zip(&stalled).all(|(now, before)| now > before));
+    cluster.assert_nothing_moved(&before, "after the storage of one host stood still");
+    cluster.check_writers(&["w1", "w2", "w3"]);
 }
 
 fn the_leader_dies_while_it_recovers(cluster: &Cluster) {

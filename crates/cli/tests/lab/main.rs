@@ -15,6 +15,7 @@ mod guest;
 mod ha_failover;
 mod ha_guests;
 mod ha_hands;
+mod ha_pairs;
 mod interrupted;
 mod migrate;
 mod moves;

@@ -103,7 +103,7 @@ pub enum Event<'a> {
         /// How.
         how: Ended,
     },
-    /// [`super::guest`] or [`super::probe`] gave up on a VM on this host: its process is about to be ended.
+    /// [`super::guest`], [`super::probe`] or [`super::pair`] gave up on a VM on this host: its process is about to be ended.
     GivingUp {
         /// VM.
         vm: VmId,
@@ -116,6 +116,13 @@ pub enum Event<'a> {
         why: String,
         /// For the sake of a service in it.
         for_service: bool,
+    },
+    /// Its process is gone, and it stays down: its standby has taken over.
+    StoodDown {
+        /// VM.
+        vm: VmId,
+        /// Why.
+        why: String,
     },
     /// All services of a guest are up.
     Well {
@@ -400,6 +407,7 @@ impl Agent {
             Event::GuestEnded { vm, how } => self.guest_ended(now, vm, how),
             Event::GivingUp { vm } => self.giving_up(vm),
             Event::Relocate { vm, why, for_service } => self.relocate(vm, why, for_service),
+            Event::StoodDown { vm, why } => self.stood_down(vm, why),
             Event::Well { vm } => self.well(vm),
             Event::Ready { vm } => self.ready(vm),
             Event::Enable(on) => self.enable(on, &mut out),

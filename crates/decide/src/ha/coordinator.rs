@@ -26,10 +26,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use self::cases::Case;
 use super::{
+    pair,
     planted::{Planted, planted},
     record::{
         HostId, HostPhase, HostRecord, Owner, Proof, Standing, View, VmId, VmPhase, VmRecord, heartbeat_key, host_key,
-        proof_key, vm_key,
+        pair_key, proof_key, vm_key,
     },
     recovery::{self, Candidate, Held},
     timing::{Moment, Timing},
@@ -160,6 +161,7 @@ enum About {
     Fencing { host: HostId, epoch: u64 },
     Proof { host: HostId, epoch: u64 },
     Claim { vm: VmId },
+    Switch { pair: VmId },
 }
 
 /// The coordinator of one daemon. A new process begins with a new one.
@@ -392,13 +394,32 @@ impl Coordinator {
                 memory_bytes: record.value.memory_bytes,
             })
             .collect();
+        let due = pair::due(view, |host| candidates.iter().any(|one| one.owner.host == *host));
         let (claims, held) = recovery::plan(now, view, &self.memory, &candidates, self.timing.start_ms);
         self.held = held;
-        for claim in claims {
+        let mut taken_over = BTreeSet::new();
+        for (key, why) in due {
+            let of = &view.pairs[&key].value;
+            taken_over.insert(of.active);
+            self.held.insert(of.active, Held::Standby(of.standby));
+            self.switch(now, view, key, &why, out);
+        }
+        for claim in claims.into_iter().filter(|claim| !taken_over.contains(&claim.vm)) {
             if !self.is_pending(&About::Claim { vm: claim.vm }) {
                 self.claim(now, view, &claim, out);
             }
         }
+    }
+
+    /// Lets a standby take over.
+    fn switch(&mut self, now: Moment, view: &View, key: VmId, why: &str, out: &mut Vec<Effect>) {
+        if self.is_pending(&About::Switch { pair: key }) {
+            return;
+        }
+        let Ok(txn) = pair::switch(view, key, why) else { return };
+        let standby = view.vms.get(&view.pairs[&key].value.standby).map(|of| of.value.name.clone()).unwrap_or_default();
+        let what = format!("{standby} takes over as the active one: {why}");
+        self.txn(now, About::Switch { pair: key }, txn, what, out);
     }
 
     fn claim(&mut self, now: Moment, view: &View, claim: &recovery::Claim, out: &mut Vec<Effect>) {
@@ -411,6 +432,11 @@ impl Coordinator {
                 let Some(proof) = view.proofs.get(&(owner.host.clone(), owner.epoch)) else { continue };
                 txn = txn.expect(proof_key(&owner.host, owner.epoch), Some(proof));
             }
+        }
+        // Two that claim at once must not put both of a pair on one host.
+        if let Some((pair, of)) = view.pair_of(claim.vm) {
+            let other = of.value.other(claim.vm);
+            txn = txn.expect(pair_key(pair), Some(of)).expect(vm_key(other), view.vms.get(&other));
         }
         let value = VmRecord {
             generation: old.value.generation + 1,
@@ -527,5 +553,59 @@ mod tests {
         }
         let stranger = Coordinator::new("h1".into(), Timing::default());
         assert!(!stranger.deputises(&"h9".into()));
+    }
+
+    #[test]
+    fn a_claim_of_one_of_a_pair_compares_where_the_other_one_is() {
+        use crate::ha::{
+            pair::PairRecord,
+            record::{Desired, VmPolicy},
+            txn::Expect,
+        };
+        let mut coordinator = Coordinator::new("h2".into(), Timing::default());
+        let (a, s) = (VmId::from_u128(1), VmId::from_u128(2));
+        let mut seen = view(1, "");
+        for vm in [a, s] {
+            let policy = VmPolicy { memory_bytes: 1 << 20, ..VmPolicy::default() };
+            let record = VmRecord {
+                name: vm.to_string(),
+                generation: 0,
+                owner: None,
+                moving_to: None,
+                phase: VmPhase::Stopped,
+                desired: Desired::Running,
+                ready: false,
+                failed_on: BTreeMap::new(),
+                service_moves: 0,
+                blocked: None,
+                note: String::new(),
+                policy,
+            };
+            seen.vms.insert(vm, Versioned { value: record, revision: 7 });
+        }
+        let told = [(s, pair::Told { pair: 1, vm: 0 })].into();
+        let record = PairRecord {
+            generation: 1,
+            active: a,
+            standby: s,
+            addresses: Vec::new(),
+            promote: Vec::new(),
+            demote: Vec::new(),
+            told,
+            returns: false,
+            note: String::new(),
+        };
+        seen.pairs.insert(a, Versioned { value: record, revision: 8 });
+        let _ = coordinator.step(Moment(0), Event::Leading(true));
+        let effects = coordinator.step(Moment(0), Event::View { view: &seen, asked: Moment(0) });
+        let claims: Vec<&Txn> = effects
+            .iter()
+            .filter_map(|effect| if let Effect::Txn { txn, .. } = effect { Some(txn) } else { None })
+            .collect();
+        assert_eq!(claims.len(), 2, "{effects:?}");
+        for key in [vm_key(a), vm_key(s), pair_key(a)] {
+            let compares = |expect: &Expect| matches!(expect, Expect::At { key: of, .. } if *of == key);
+            assert!(claims.iter().all(|txn| txn.expects.iter().any(compares)), "{key}");
+        }
     }
 }

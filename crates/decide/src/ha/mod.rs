@@ -32,6 +32,7 @@
 //! - [`agent`] one host: joins, beats, pets, fences itself, starts and ends its VMs.
 //! - [`coordinator`] any daemon: suspects, fences, collects proofs, gives VMs to hosts.
 //! - [`recovery`] in which order and where VMs come back. [`room`] whether a change leaves room for that.
+//! - [`pair`] an active VM and its standby, and how they change roles.
 //! - [`guest`] one VM on its host: hangs, crashes, resets and their budget. [`probe`] a service inside.
 //! - [`grade`] how well a host is protected, and why not better.
 
@@ -39,6 +40,7 @@ pub mod agent;
 pub mod coordinator;
 pub mod grade;
 pub mod guest;
+pub mod pair;
 mod planted;
 pub mod probe;
 pub mod record;

@@ -32,6 +32,10 @@ pub(crate) enum Planted {
     CountBlindness,
     /// A power cut is a proof before the writes in flight have landed.
     SkipDrain,
+    /// A standby is told to lead before the old active one is over.
+    LeadWithoutProof,
+    /// What was told in an earlier generation of a pair counts as told now.
+    KeepTold,
 }
 
 #[cfg(test)]

@@ -61,6 +61,7 @@ impl Default for ProbePolicy {
                 step(Rung::RestartService, 2, 30_000),
                 step(Rung::RestartVm, 1, 120_000),
                 step(Rung::Relocate, 1, 180_000),
+                step(Rung::SwitchToStandby, 1, 60_000),
             ],
         }
     }
@@ -93,11 +94,16 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// The ladder without rungs that are not there: a service that nobody knows how to restart, and a VM that was taken
-    /// elsewhere for this service's sake since it was last seen up. What did not help on two hosts helps on no third.
-    pub fn ladder(&self, moves: u32) -> ProbePolicy {
+    /// The ladder without rungs that are not there: a service that nobody knows how to restart, a VM without a standby, and
+    /// one that was taken elsewhere for this service's sake since it was last seen up. What did not help on two hosts
+    /// helps on no third.
+    pub fn ladder(&self, moves: u32, has_standby: bool) -> ProbePolicy {
         let mut policy = self.policy.clone();
-        policy.steps.retain(|step| step.action != Rung::RestartService || self.restart.is_some());
+        policy.steps.retain(|step| match step.action {
+            Rung::RestartService => self.restart.is_some(),
+            Rung::SwitchToStandby => has_standby,
+            Rung::RestartVm | Rung::Relocate => true,
+        });
         for step in policy.steps.iter_mut().filter(|step| step.action == Rung::Relocate) {
             step.tries = step.tries.saturating_sub(moves);
         }
@@ -201,10 +207,7 @@ mod tests {
 
     /// Rungs taken in an hour of a service that is up when `up` says so, probed each five seconds.
     fn hour(up: impl Fn(u64) -> Found) -> Vec<(u64, Rung)> {
-        let policy = ProbePolicy::default();
-        let mut steps = policy.steps.clone();
-        steps.push(Step { action: Rung::SwitchToStandby, tries: 1, grace_ms: 60_000 });
-        let mut watch = Watch::new(ProbePolicy { steps, ..policy }, Moment(0), 60_000);
+        let mut watch = Watch::new(ProbePolicy::default(), Moment(0), 60_000);
         let mut taken = Vec::new();
         for s in (0..3600).step_by(5) {
             for effect in watch.step(Moment(s * 1000), up(s)) {
@@ -235,16 +238,17 @@ mod tests {
             restart,
             policy: ProbePolicy::default(),
         };
-        let taken = |watched: &Watched, moves| {
-            let mut watch = Watch::new(watched.ladder(moves), Moment(0), 0);
+        let taken = |watched: &Watched, moves, has_standby| {
+            let mut watch = Watch::new(watched.ladder(moves, has_standby), Moment(0), 0);
             let steps = (0..720).flat_map(move |n| watch.step(Moment(n * 5000), Found::Down));
             steps
                 .filter_map(|effect| if let Effect::Act(rung) = effect { Some(rung) } else { None })
                 .collect::<Vec<_>>()
         };
         let unit = Some(Restart::Unit("nginx".into()));
-        assert_eq!(taken(&watched(None), 0), [Rung::RestartVm, Rung::Relocate]);
-        assert_eq!(taken(&watched(unit), 1), [Rung::RestartService, Rung::RestartService, Rung::RestartVm]);
+        assert_eq!(taken(&watched(None), 0, false), [Rung::RestartVm, Rung::Relocate]);
+        assert_eq!(taken(&watched(None), 1, true), [Rung::RestartVm, Rung::SwitchToStandby]);
+        assert_eq!(taken(&watched(unit), 1, false), [Rung::RestartService, Rung::RestartService, Rung::RestartVm]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | `/ha/hb/H` | [`Heartbeat`] | H's agent, only together with "`/ha/host/H` is as I put it" |
 //! | `/ha/proof/H/E` | [`Proof`] | once, and never changed: nothing that H began in epoch E writes any more |
 //! | `/ha/vm/V` | [`VmRecord`] | a coordinator (claims), the owner's agent (everything else) |
+//! | `/ha/pair/P` | [`PairRecord`] | a coordinator or a host (switches), the hosts of both (what they were told), a person |
 //! | `/ha/cluster` | [`ClusterRecord`] | a person |
 //!
 //! The store compares revisions only. "Epoch is e and phase is ARMED" is therefore a compare of the revision of
@@ -20,7 +21,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{probe::Watched, timing::Timing, txn::Versioned};
+use super::{pair::PairRecord, probe::Watched, timing::Timing, txn::Versioned};
 
 /// All keys of high availability begin so.
 pub const PREFIX: &str = "/ha/";
@@ -63,6 +64,11 @@ pub fn proof_key(host: &HostId, epoch: u64) -> String {
 /// Key of a VM.
 pub fn vm_key(vm: VmId) -> String {
     format!("{PREFIX}vm/{vm}")
+}
+
+/// Key of a pair, by the VM that was its active one when it was made.
+pub fn pair_key(pair: VmId) -> String {
+    format!("{PREFIX}pair/{pair}")
 }
 
 /// Key of the cluster's switches.
@@ -380,6 +386,8 @@ pub struct View {
     pub proofs: BTreeMap<(HostId, u64), Versioned<Proof>>,
     /// VMs.
     pub vms: BTreeMap<VmId, Versioned<VmRecord>>,
+    /// Pairs, by their keys.
+    pub pairs: BTreeMap<VmId, Versioned<PairRecord>>,
     /// Switches.
     pub cluster: Option<Versioned<ClusterRecord>>,
     /// Keys whose values make no sense to this version.
@@ -411,6 +419,10 @@ impl View {
             },
             Some(["vm", vm]) => match vm.parse() {
                 Ok(vm) => put(&mut self.vms, vm, value, revision),
+                Err(_) => Err("the name is no UUID".to_owned()),
+            },
+            Some(["pair", pair]) => match pair.parse() {
+                Ok(pair) => put(&mut self.pairs, pair, value, revision),
                 Err(_) => Err("the name is no UUID".to_owned()),
             },
             Some(["cluster"]) => serde_json::from_slice(value)

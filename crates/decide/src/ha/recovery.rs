@@ -4,7 +4,10 @@
 //! or a dependency without room delays and never blocks); so many starts at a time on one host; a VM that failed is
 //! tried again for ever, with growing pauses, elsewhere first. Everything that is not done is said with its reason.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use super::{
     planted::{Planted, planted},
@@ -90,6 +93,10 @@ pub enum Held {
     },
     /// The only host that it may run on is not in service.
     OnlyOn(HostId),
+    /// The only hosts that could have it are where the other one of its pair is.
+    Apart(VmId),
+    /// Its standby takes over, or has done so.
+    Standby(VmId),
     /// The disk is ahead of the store, or its record cannot be judged.
     Blocked(String),
 }
@@ -105,6 +112,8 @@ impl fmt::Display for Held {
                 write!(f, "no host has room: it needs {} MiB, at most {} MiB are free", needs >> 20, most_free >> 20)
             }
             Self::OnlyOn(host) => write!(f, "may run on {host} only, which is not in service"),
+            Self::Apart(other) => write!(f, "must not run on the same host as {other}, and no other has it"),
+            Self::Standby(other) => write!(f, "does not run as {other} takes over from it"),
             Self::Blocked(why) => write!(f, "blocked: {why}"),
         }
     }
@@ -145,8 +154,10 @@ pub fn plan(
     wanted.sort_by_key(|(vm, record)| (record.policy.tier, std::cmp::Reverse(record.policy.memory_bytes), **vm));
     let mut claims = Vec::new();
     for (vm, record) in wanted {
-        let waits = pause(now, *vm, record, memory).or_else(|| dependency(now, *vm, record, view, memory));
-        match waits.map_or_else(|| hosts.choose(record), Err) {
+        let waits = pause(now, *vm, record, memory)
+            .or_else(|| dependency(now, *vm, record, view, memory))
+            .or_else(|| role(view, *vm));
+        match waits.map_or_else(|| hosts.choose(record, apart(view, *vm, &claims).as_ref()), Err) {
             Ok(at) => claims.push(hosts.take(at, *vm, record)),
             Err(why) => {
                 held.insert(*vm, why);
@@ -154,6 +165,21 @@ pub fn plan(
         }
     }
     (claims, held)
+}
+
+/// One of a pair that has led and was not told to follow since.
+fn role(view: &View, vm: VmId) -> Option<Held> {
+    let (_, pair) = view.pair_of(vm)?;
+    (!pair.value.may_run(vm)).then_some(Held::Standby(pair.value.active))
+}
+
+/// The other one of a VM's pair, and the hosts where that is or is about to be.
+fn apart(view: &View, vm: VmId, claims: &[Claim]) -> Option<(VmId, BTreeSet<HostId>)> {
+    let (_, pair) = view.pair_of(vm)?;
+    let other = pair.value.other(vm);
+    let mut hosts = view.apart_from(vm);
+    hosts.extend(claims.iter().filter(|claim| claim.vm == other).map(|claim| claim.to.host.clone()));
+    Some((other, hosts))
 }
 
 fn pause(now: Moment, vm: VmId, record: &VmRecord, memory: &Memory) -> Option<Held> {
@@ -205,7 +231,7 @@ impl<'a> Hosts<'a> {
     }
 
     /// Elsewhere than where it failed, then where most memory is free.
-    fn choose(&self, record: &VmRecord) -> Result<usize, Held> {
+    fn choose(&self, record: &VmRecord, apart: Option<&(VmId, BTreeSet<HostId>)>) -> Result<usize, Held> {
         let needs = i128::from(record.policy.memory_bytes);
         let only = record.policy.only_on.as_ref();
         let mut allowed = self
@@ -221,6 +247,13 @@ impl<'a> Hosts<'a> {
             record.owner.as_ref().is_some_and(|owner| record.phase != VmPhase::Stopped && *owner == one.owner)
         };
         let allowed: Vec<_> = allowed.filter(|(_, (one, ..))| !unfit(one)).collect();
+        let is_apart = |host: &HostId| apart.is_none_or(|(_, hosts)| !hosts.contains(host));
+        if let Some((other, _)) =
+            apart.filter(|_| !allowed.is_empty() && allowed.iter().all(|(_, (one, ..))| !is_apart(&one.owner.host)))
+        {
+            return Err(Held::Apart(*other));
+        }
+        let allowed: Vec<_> = allowed.into_iter().filter(|(_, (one, ..))| is_apart(&one.owner.host)).collect();
         let fits = allowed.iter().filter(|(_, (_, free, _))| *free >= needs);
         let turn = fits.clone().filter(|(_, (_, _, starts))| *starts < self.starts_max);
         let failures = |host: &HostId| record.failed_on.get(host).copied().unwrap_or(0);

@@ -8,7 +8,7 @@ use std::fmt;
 
 use virtward_model::{
     Bytes,
-    world::{Failover, Host, HostName, HostState, Priority, Resources, Stuck, Vm, World},
+    world::{Failover, Host, HostName, HostState, Priority, Resources, Rule, RuleKind, Stuck, Vm, World},
 };
 
 use super::record::{Desired, HostId, HostPhase, View, VmId, VmRecord};
@@ -26,6 +26,8 @@ pub enum Change {
     Move(VmId, HostId),
     /// Empty a host, which takes nothing from then on.
     Drain(HostId),
+    /// Give a VM so much memory, in bytes.
+    Resize(VmId, u64),
 }
 
 /// Why a change is refused.
@@ -95,6 +97,15 @@ pub fn world(view: &View) -> World {
     }
     let wanted = view.vms.iter().filter(|(_, record)| record.value.desired == Desired::Running);
     world.vms.extend(wanted.map(|(id, record)| vm(*id, &record.value)));
+    let is_there = |id: &VmId| world.vms.iter().any(|vm| vm.id == *id);
+    let apart = view.pairs.iter().map(|(key, pair)| (key, [pair.value.active, pair.value.standby]));
+    let apart = apart.filter(|(_, both)| both.iter().all(is_there)).map(|(key, both)| Rule {
+        name: format!("the pair {key}"),
+        must: true,
+        kind: RuleKind::Apart,
+        vms: both.into(),
+    });
+    world.rules = apart.collect();
     world
 }
 
@@ -111,6 +122,15 @@ pub fn without(view: &View, host: &HostId) -> World {
         .map(|vm| vm.id)
         .collect();
     settle(&mut after, &leaving);
+    after
+}
+
+/// What would not be survived once a VM has so much memory, in bytes.
+pub fn resized(view: &View, id: VmId, bytes: u64) -> World {
+    let mut after = world(view);
+    for vm in after.vms.iter_mut().filter(|vm| vm.id == id) {
+        vm.size = memory(bytes);
+    }
     after
 }
 
@@ -135,6 +155,13 @@ pub fn admit(view: &View, change: &Change) -> Result<(), Refusal> {
                 vm.host = Some(HostName::from(to.0.as_str()));
             }
             after
+        }
+        Change::Resize(id, bytes) => {
+            let largest = before.hosts.iter().map(|host| host.capacity.memory.0).max().unwrap_or(0);
+            if let Some(vm) = before.vms.iter().find(|vm| vm.id == *id).filter(|_| *bytes > largest) {
+                return Err(Refusal::NoHost { vm: vm.name.clone(), needs: *bytes });
+            }
+            resized(view, *id, *bytes)
         }
         Change::Start(id) => {
             let Some(record) = view.vms.get(id).map(|record| &record.value) else { return Ok(()) };
@@ -232,6 +259,16 @@ mod tests {
         let text = refused(&view, Change::Move(id(0), "h2".into()));
         assert!(text.starts_with("if h3 were lost then, v1 would stay down"), "{text}");
         assert_eq!(admit(&view, &Change::Move(id(0), "h3".into())), Ok(()));
+    }
+
+    #[test]
+    fn more_memory_is_refused_if_a_host_that_is_lost_would_then_be_missed_and_less_never_is() {
+        let view = view(&[("h1", 8), ("h2", 8)], &[(Some("h1"), 4), (Some("h2"), 4)]);
+        let text = refused(&view, Change::Resize(id(0), 5 * GIB));
+        assert!(text.contains("would stay down"), "{text}");
+        assert_eq!(admit(&view, &Change::Resize(id(0), GIB)), Ok(()));
+        assert_eq!(admit(&view, &Change::Resize(id(9), 90 * GIB)), Ok(()), "nobody that is protected");
+        assert!(refused(&view, Change::Resize(id(0), 9 * GIB)).contains("no host has room for v0"));
     }
 
     #[test]

@@ -280,8 +280,9 @@ fn merge(fleet: &mut Fleet, uuid: Uuid, mut theirs: Placed, theirs_changed: Time
         return;
     };
     let (here, there) = (known.view.vm.state, theirs.view.vm.state);
-    // While it moves it is paused on the host that it moves to.
-    if (here, there) == (VmState::Running, VmState::Running) {
+    // While it moves it is paused on the host that it moves to. What a host that is gone ran is what it ran then.
+    let are_up = known.host_state == HostState::Up && theirs.host_state == HostState::Up;
+    if (here, there) == (VmState::Running, VmState::Running) && are_up {
         let both = fleet.twice.entry(uuid).or_default();
         both.extend([known.host.clone(), theirs.host.clone()]);
     }
@@ -337,5 +338,7 @@ mod tests {
         }
         let fleet = of(&[("h1", Running, Up, 1), ("h2", Running, Up, 2)]);
         assert_eq!(fleet.twice[&Uuid::nil()].iter().map(String::as_str).collect::<Vec<_>>(), ["h1", "h2"]);
+        let fleet = of(&[("h1", Running, Unknown, 1), ("h2", Running, Up, 2)]);
+        assert!(fleet.twice.is_empty(), "started elsewhere after its host died");
     }
 }

@@ -10,7 +10,7 @@ use virtward_cluster::Op;
 use virtward_decide::ha::{
     Answer, HostId, Owner, Txn, View, VmId,
     agent::Stage,
-    record::{Desired, Gate, HostPhase, VmPhase, VmPolicy, VmRecord, cluster_key, host_key, vm_key},
+    record::{Desired, Gate, HostPhase, VmPhase, VmPolicy, VmRecord, cluster_key, host_key, pair_key, vm_key},
     room::Change,
 };
 use virtward_engine::ha::{
@@ -21,7 +21,7 @@ use virtward_engine::ha::{
 };
 use virtward_hypervisor::XmlView;
 
-use super::{capacity, of, services, views};
+use super::{capacity, of, pairs, services, views};
 use crate::{
     cluster::leader,
     daemon::Daemon,
@@ -68,11 +68,14 @@ pub async fn enable(daemon: &Daemon, name: &str, wanted: &HaPolicy, who: &Princi
     let ha = of(daemon)?;
     let view = fresh(daemon).await?;
     if let Ok(vm) = views::find(&view, name) {
-        return change(daemon, vm, |view, record| {
+        let changed = change(daemon, vm, |view, record| {
             record.policy = policy(view, record.policy.clone(), wanted)?;
             Ok(())
         })
-        .await;
+        .await?;
+        let Some(standby) = &wanted.standby else { return Ok(changed) };
+        pairs::set(daemon, vm, standby).await?;
+        return Ok(views::one(&fresh(daemon).await?, vm, None));
     }
     let fleet = daemon.fleet();
     let placed = fleet.find(name).ok_or_else(|| {
@@ -85,7 +88,10 @@ pub async fn enable(daemon: &Daemon, name: &str, wanted: &HaPolicy, who: &Princi
         let answer = forward(daemon, &placed.node, &path, wanted, who).await?;
         return serde_json::from_slice(&answer).map_err(|error| Problem::new(Code::Internal, error.to_string()));
     }
-    protect(daemon, ha, vm, wanted).await
+    let made = protect(daemon, ha, vm, wanted).await?;
+    let Some(standby) = &wanted.standby else { return Ok(made) };
+    pairs::set(daemon, vm, standby).await?;
+    Ok(views::one(&fresh(daemon).await?, vm, None))
 }
 
 /// Begins to protect a VM of this host.
@@ -228,7 +234,10 @@ pub async fn disable(daemon: &Daemon, name: &str) -> Result<()> {
             )
             .hint(format!("virtward ha explain {name}")));
         }
-        let txn = Txn::default().expect(vm_key(vm), Some(old)).delete(vm_key(vm)).delete(store::xml_key(vm));
+        let mut txn = Txn::default().expect(vm_key(vm), Some(old)).delete(vm_key(vm)).delete(store::xml_key(vm));
+        if let Some((key, pair)) = view.pair_of(vm) {
+            txn = txn.expect(pair_key(key), Some(pair)).delete(pair_key(key));
+        }
         if commit(daemon, &txn).await? {
             if let Err(error) = lease::clear(&ha.settings().leases, vm, LEASE_MAX).await {
                 tracing::warn!(%error, "the lease beside the disks stays");
@@ -245,6 +254,7 @@ pub async fn start_vm(daemon: &Daemon, name: &str, force: bool, who: &Principal)
     let vm = views::find(&fresh(daemon).await?, name)?;
     change(daemon, vm, |view, record| {
         if record.phase == VmPhase::Stopped {
+            pairs::may_start(view, vm)?;
             // One that is to run already is counted already.
             if record.desired == Desired::Stopped {
                 capacity::admit(view, &Change::Start(vm), force)?;

@@ -13,14 +13,32 @@ use virtward_decide::{
 use super::{of, views};
 use crate::{daemon::Daemon, failures::Result};
 
-/// What would not run if hosts were lost: now, or once a host is empty and takes nothing.
-pub fn capacity(daemon: &Daemon, without: Option<&str>) -> Result<HaCapacity> {
+/// What capacity is asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum If {
+    /// As it is.
+    Now,
+    /// Once a host, by name or address, is empty and takes nothing.
+    Without(String),
+    /// Once a VM, by name or UUID, has so much memory, in bytes.
+    Resized(String, u64),
+}
+
+/// What would not run if hosts were lost: now, or after a change, and whether that may be made.
+pub fn capacity(daemon: &Daemon, question: &If) -> Result<HaCapacity> {
     let view = views::looked(of(daemon)?)?.view;
     let fleet = daemon.fleet();
-    let without = without.map(|name| HostId(fleet.node_of(name).map_or_else(|| name.to_owned(), str::to_owned)));
-    let world = match &without {
-        Some(host) => room::without(&view, host),
-        None => room::world(&view),
+    let change = match question {
+        If::Now => None,
+        If::Without(name) => {
+            Some(Change::Drain(HostId(fleet.node_of(name).map_or_else(|| name.to_owned(), str::to_owned))))
+        }
+        If::Resized(name, bytes) => Some(Change::Resize(views::find(&view, name)?, *bytes)),
+    };
+    let world = match &change {
+        Some(Change::Drain(host)) => room::without(&view, host),
+        Some(Change::Resize(vm, bytes)) => room::resized(&view, *vm, *bytes),
+        _ => room::world(&view),
     };
     let verdict = admission::check(&world);
     let loss = |loss: &admission::Loss| HaLoss {
@@ -42,7 +60,7 @@ pub fn capacity(daemon: &Daemon, without: Option<&str>) -> Result<HaCapacity> {
         memory_bytes: host.value.memory_bytes,
         used_bytes: used(&name.0),
     });
-    let refused = without.and_then(|host| room::admit(&view, &Change::Drain(host)).err()).map(|why| why.to_string());
+    let refused = change.and_then(|change| room::admit(&view, &change).err()).map(|why| why.to_string());
     Ok(HaCapacity { failures: verdict.failures, enough: verdict.holds, losses, hosts: hosts.collect(), refused })
 }
 

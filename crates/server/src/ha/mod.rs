@@ -9,6 +9,7 @@
 mod actions;
 mod capacity;
 mod moving;
+mod pairs;
 mod services;
 mod views;
 
@@ -34,8 +35,9 @@ use virtward_hypervisor::Hypervisor;
 
 pub use self::{
     actions::{arm, confirm_off, disable, enable, start_vm, test_fencing},
-    capacity::capacity,
+    capacity::{If, capacity},
     moving::moving,
+    pairs::switch,
     views::{explain, status, vm},
 };
 use crate::{

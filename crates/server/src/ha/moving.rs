@@ -73,6 +73,12 @@ async fn announce(daemon: &Daemon, ha: &Ha, vm: VmId, force: bool) -> Result<HaV
         if record.moving_to.as_ref().is_some_and(|to| *to != here) {
             return Err(Problem::new(Code::Busy, format!("{} is on its way to another host", record.name)));
         }
+        if view.apart_from(vm).contains(&here.host) {
+            return Err(Problem::new(
+                Code::Conflict,
+                format!("{} has the other one of the pair that {} belongs to", here.host, record.name),
+            ));
+        }
         capacity::admit(&view, &Change::Move(vm, here.host.clone()), force)?;
         let moving = VmRecord { moving_to: Some(here.clone()), ..record.clone() };
         let source = view.hosts.get(&owner.host).map_or(0, |host| host.revision);

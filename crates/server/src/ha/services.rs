@@ -71,11 +71,9 @@ fn one(wanted: &HaService) -> Result<Watched> {
 
 fn step(of: &ProbePolicy, action: &str) -> Result<Step> {
     let known = ProbePolicy::default().steps;
-    known
-        .into_iter()
-        .chain(of.steps.iter().cloned())
-        .find(|step| name(step.action) == action)
-        .ok_or_else(|| invalid(format!("{action:?} is no action: restart-service, restart-vm or relocate")))
+    known.into_iter().chain(of.steps.iter().cloned()).find(|step| name(step.action) == action).ok_or_else(|| {
+        invalid(format!("{action:?} is no action: restart-service, restart-vm, relocate or switch-to-standby"))
+    })
 }
 
 fn name(rung: Rung) -> &'static str {

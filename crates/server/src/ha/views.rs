@@ -10,7 +10,7 @@ use virtward_decide::ha::{
 };
 use virtward_engine::ha::run::{Ha, Looked};
 
-use super::{of, services};
+use super::{of, pairs, services};
 use crate::{daemon::Daemon, failures::Result};
 
 /// A host that is silent for longer than this many of its heartbeats is shown as suspect.
@@ -143,6 +143,7 @@ pub(super) fn one(view: &View, vm: VmId, waits: Option<String>) -> HaVm {
         ready: record.ready,
         waits: waits.or_else(|| record.blocked.clone().map(|why| format!("blocked: {why}"))),
         note: record.note.clone(),
+        pair: pairs::show(view, vm),
         policy: HaPolicy {
             tier: Some(policy.tier),
             after: Some(policy.after.iter().map(name).collect()),
@@ -153,6 +154,7 @@ pub(super) fn one(view: &View, vm: VmId, waits: Option<String>) -> HaVm {
             resets_window_s: Some(policy.resets_window_ms / 1000),
             hang_s: Some(policy.hang_ms / 1000),
             services: Some(services::show(&policy.services)),
+            standby: pairs::policy(view, vm),
         },
     }
 }
@@ -201,6 +203,7 @@ pub fn explain(daemon: &Daemon, name: &str) -> Result<HaExplanation> {
         (None, _) if record.desired == Desired::Running => lines.push("nobody has it, and it should run".into()),
         (None, _) => lines.push(format!("it is meant to be off: {}", record.note)),
     }
+    lines.extend(pairs::explain(&view, id));
     lines.extend(shown.waits.iter().map(|waits| format!("it {}", waits.trim_start_matches("it "))));
     for (host, failures) in &record.failed_on {
         lines.push(format!("it failed {failures} times on {host}"));

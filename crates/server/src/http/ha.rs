@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
-use virtward_api::{HaFenceTestRequest, HaMove, HaPolicy, HaReason, HaStart};
+use virtward_api::{Code, HaFenceTestRequest, HaMove, HaPolicy, HaReason, HaStart, Problem};
 
 use super::{
     answer::{Answer, Failed, ok, with},
@@ -23,12 +23,20 @@ pub async fn status(State(daemon): State<Arc<Daemon>>) -> Answer {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Without {
+pub struct If {
     without: Option<String>,
+    vm: Option<String>,
+    memory_bytes: Option<u64>,
 }
 
-pub async fn capacity(State(daemon): State<Arc<Daemon>>, Params(asked): Params<Without>) -> Answer {
-    ok(&ha::capacity(&daemon, asked.without.as_deref())?)
+pub async fn capacity(State(daemon): State<Arc<Daemon>>, Params(asked): Params<If>) -> Answer {
+    let question = match (asked.without, asked.vm, asked.memory_bytes) {
+        (None, None, None) => ha::If::Now,
+        (Some(host), None, None) => ha::If::Without(host),
+        (None, Some(vm), Some(bytes)) => ha::If::Resized(vm, bytes),
+        _ => return Err(Problem::new(Code::Invalid, "give without, or vm and memory_bytes, or nothing").into()),
+    };
+    ok(&ha::capacity(&daemon, &question)?)
 }
 
 fn remarked(answer: impl IntoResponse, remark: String) -> Response {
@@ -103,6 +111,16 @@ pub async fn moving(
     Body(how, _): Body<HaMove>,
 ) -> Answer {
     ok(&ha::moving(&daemon, &vm, &how, &who, uri.path()).await?)
+}
+
+pub async fn switch(
+    State(daemon): State<Arc<Daemon>>,
+    Name(vm): Name,
+    Who(who): Who,
+    Body(reason, _): Body<HaReason>,
+) -> Result<Response, Failed> {
+    let vm = ha::switch(&daemon, &vm, &reason.reason, &who).await?;
+    Ok(remarked(with(StatusCode::ACCEPTED, &vm)?, reason.reason))
 }
 
 pub async fn start(

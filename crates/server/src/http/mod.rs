@@ -64,6 +64,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/api/v1/ha/vms/{vm}/disable", post(ha::disable))
         .route("/api/v1/ha/vms/{vm}/move", post(ha::moving))
         .route("/api/v1/ha/vms/{vm}/start", post(ha::start))
+        .route("/api/v1/ha/vms/{vm}/switch", post(ha::switch))
         .route("/api/v1/hosts", get(vms::hosts))
         .route("/api/v1/hosts/{host}", get(vms::host))
         .route("/api/v1/hosts/{host}/drain", post(moves::drain))

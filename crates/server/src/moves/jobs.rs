@@ -263,7 +263,7 @@ pub fn draining(daemon: &Daemon, node: &str) -> Option<Uuid> {
 
 /// Refuses to empty a host if the others would then have no room for the host failures that are to be survived.
 pub fn may_drain(daemon: &Daemon, node: &str, force: bool) -> Result<()> {
-    match crate::ha::capacity(daemon, Some(node)).map(|found| found.refused) {
+    match crate::ha::capacity(daemon, &crate::ha::If::Without(node.to_owned())).map(|found| found.refused) {
         Ok(Some(why)) if !force => {
             let text = format!("emptying {node} would take room away that is kept for host failures: {why}");
             Err(Problem::new(Code::Conflict, text)

@@ -215,6 +215,7 @@ impl World<'_> {
                 "services": [{"check": "tcp://10.0.0.5:80", "every_s": 5, "restart_unit": "nginx", "actions": ["relocate"]}]})),
             "ha-move" => Some(json!({"to": "h2", "force": false})),
             "ha-start" => Some(json!({"force": false})),
+            "ha-switch" => Some(json!({"reason": "a kernel update"})),
             "notify-test" => Some(json!({})),
             "vm-migrate" => Some(json!({"to": "h1", "max_downtime_ms": 300, "bandwidth_bytes_s": 1 << 30,
                 "timeout_s": 60, "with_storage": false, "unsafe_cache": false, "dry_run": true})),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{About, Agent, Effect};
 use crate::ha::{
     planted::{Planted, planted},
-    record::{HostId, Owner, View, VmId, VmPhase, VmRecord, proof_key, vm_key},
+    record::{Desired, HostId, Owner, View, VmId, VmPhase, VmRecord, proof_key, vm_key},
     timing::Moment,
     txn::{Answer, Expect, Txn, Versioned},
 };
@@ -297,6 +297,10 @@ impl Agent {
             Ended::ByPerson => Report::Stopped("stopped by a person".into()),
             Ended::Migrated => return,
             Ended::Crashed | Ended::Unknown if task.record.value.moving_to.is_some() || task.given_up => return,
+            // Its standby has taken over.
+            Ended::Crashed | Ended::Unknown if task.record.value.desired == Desired::Stopped => {
+                Report::Stopped(task.record.value.note.clone())
+            }
             Ended::Crashed | Ended::Unknown => {
                 let crashes = self.crashes.entry(vm).or_default();
                 crashes.retain(|crash| now.since(*crash) < window);
@@ -330,6 +334,13 @@ impl Agent {
         if let Some(task) = self.vms.get_mut(&vm).filter(|task| !matches!(task.report, Some(Report::Stopped(_)))) {
             let report = if for_service { Report::Moved(why) } else { Report::Failed(why) };
             (task.report, task.tried) = (Some(report), None);
+        }
+    }
+
+    pub(super) fn stood_down(&mut self, vm: VmId, why: String) {
+        if let Some(task) = self.vms.get_mut(&vm) {
+            self.stopped.insert(vm, (task.record.value.generation, why.clone()));
+            (task.report, task.tried) = (Some(Report::Stopped(why)), None);
         }
     }
 

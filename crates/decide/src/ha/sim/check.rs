@@ -71,6 +71,7 @@ impl World {
                 }
             }
         }
+        self.check_pairs(before, after);
         for (vm, record) in &after.vms {
             let Some(old) = before.vms.get(vm).filter(|old| old.revision != record.revision) else { continue };
             let (old, new) = (&old.value, &record.value);
@@ -84,8 +85,45 @@ impl World {
             {
                 self.broken(format!("{name} was claimed without a proof that {} is dead", owner.host));
             }
-            if new.desired == Desired::Stopped && !self.restored {
+            // The old active one of a pair may come back to follow.
+            let is_of_pair = after.pair_of(*vm).is_some_and(|(_, pair)| pair.value.active != *vm);
+            if new.desired == Desired::Stopped && !self.restored && !is_of_pair {
                 self.checks.down.insert(*vm);
+            }
+        }
+    }
+
+    /// A guest's service becomes the active one.
+    pub(super) fn check_lead(&mut self, node: usize, vm: VmId) {
+        let view = self.kv.view();
+        let Some((_, pair)) = view.pair_of(vm).filter(|_| !self.restored) else { return };
+        let other = pair.value.other(vm);
+        for n in 0..self.nodes.len() {
+            let there = &self.nodes[n];
+            if there.qemus.get(&other).is_some_and(|qemu| qemu.leads) && !there.revoked {
+                let (one, two) = (vm.as_u128(), other.as_u128());
+                self.broken(format!("v{one} on {} leads while v{two} on {} does", host_id(node), host_id(n)));
+            }
+        }
+    }
+
+    /// Roles change hands one generation after the other, and both are never on one host.
+    fn check_pairs(&mut self, before: &View, after: &View) {
+        for (key, pair) in &after.pairs {
+            let Some(old) = before.pairs.get(key).map(|old| &old.value) else { continue };
+            let new = &pair.value;
+            let step = u64::from(new.active != old.active);
+            if new.generation != old.generation + step {
+                self.broken(format!("generation {} of a pair follows {}", new.generation, old.generation));
+            }
+            let hosts = |vm: VmId| {
+                let record = after.vms.get(&vm).filter(|of| of.value.phase != VmPhase::Stopped);
+                record.and_then(|of| of.value.owner.clone())
+            };
+            if let (Some(one), Some(two)) = (hosts(new.active), hosts(new.standby))
+                && one == two
+            {
+                self.broken(format!("both of a pair are on {}", one.host));
             }
         }
     }
@@ -101,6 +139,13 @@ impl World {
                 let held: Vec<String> =
                     held.filter_map(|daemon| daemon.coordinator.held().get(vm)).map(ToString::to_string).collect();
                 self.broken(format!("{} does not run: {record:?}, held {held:?}", record.name));
+            }
+        }
+        let pairs = view.pairs.values().map(|pair| &pair.value);
+        for pair in pairs.take(if self.restored { 0 } else { usize::MAX }) {
+            let leads = self.nodes.iter().any(|node| node.qemus.get(&pair.active).is_some_and(|qemu| qemu.leads));
+            if view.vms[&pair.active].value.desired == Desired::Running && !leads {
+                self.broken(format!("nobody leads: {pair:?}"));
             }
         }
     }

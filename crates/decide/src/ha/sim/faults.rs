@@ -182,6 +182,7 @@ pub(super) fn plan(seed: u64) -> (Setup, Vec<(u64, Fault)>) {
         revoke: rng.percent(10),
         fast: rng.percent(30),
         deadline: rng.range(2_000, 10_000),
+        pair: (seed % 8 == 6).then_some(seed % 16 == 6),
     };
     match seed % 8 {
         0 => return start_race(&mut rng, setup),

@@ -20,11 +20,13 @@
 //!
 //! One effective writer per disk, writes in flight included; no claim of a VM that ran without a proof; generations
 //! strictly rise; no heartbeat of an epoch after its FENCING; nobody is fenced or killed whom no fault touched; a guest
-//! that shut itself down stays down; and once the faults end, everything that should run runs.
+//! that shut itself down stays down; of a pair one leads at a time, never two, and never both are on one host; and once the
+//! faults end, everything that should run runs, and one of a pair leads.
 
 mod check;
 mod faults;
 mod node;
+mod roles;
 mod store;
 mod tests;
 mod world;

@@ -24,6 +24,8 @@ pub(super) struct Qemu {
     pub(super) stuck_until: u64,
     /// It has its signal and begins no more writes.
     pub(super) dying: bool,
+    /// The service in it is the active one.
+    pub(super) leads: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,6 +57,8 @@ pub(super) struct Node {
     pub(super) qemus: BTreeMap<VmId, Qemu>,
     /// Generation of the start that was asked for last; one of before is ended when a newer one begins.
     pub(super) starting: BTreeMap<VmId, u64>,
+    /// Guests that are being told their role.
+    pub(super) duties: BTreeSet<VmId>,
     pub(super) store_cut: bool,
     /// Hosts that do not hear this one.
     pub(super) deaf: BTreeSet<usize>,

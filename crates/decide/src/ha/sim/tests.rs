@@ -57,6 +57,8 @@ fn every_planted_mistake_is_found() {
         (Resurrect, 3),
         (CountBlindness, 298),
         (SkipDrain, 4),
+        (LeadWithoutProof, 134),
+        (KeepTold, 134),
     ];
     let missed: Vec<(Planted, u64)> = mistakes
         .into_iter()
@@ -97,10 +99,12 @@ fn scenarios_read_as_they_did() {
         revoke: false,
         fast: true,
         deadline: 2_000,
+        pair: None,
     };
     let dead_devices = || Setup { bmcs: vec![Bmc::NoPower], ..calm() };
     type Scenario = (&'static str, Setup, Vec<(u64, Fault)>, &'static [usize]);
-    let scenarios: [Scenario; 6] = [
+    let a_pair = |demote| Setup { pair: Some(demote), vms: 2, ..calm() };
+    let scenarios: [Scenario; 8] = [
         ("power-cut-fence-device", calm(), vec![(30_000, Fault::PowerCut(1))], &[1]),
         ("power-cut-watchdog-alone", dead_devices(), vec![(30_000, Fault::PowerCut(1))], &[1]),
         (
@@ -111,6 +115,13 @@ fn scenarios_read_as_they_did() {
         ),
         ("cut-off-from-store-only", calm(), vec![(30_000, Fault::CutStore(1, true)), (90_000, Fault::Heal)], &[1]),
         ("store-lost", calm(), vec![(30_000, Fault::StoreDown(true)), (330_000, Fault::StoreDown(false))], &[]),
+        ("standby-takes-over", a_pair(false), vec![(30_000, Fault::PowerCut(2))], &[2]),
+        (
+            "standby-takes-over-and-back",
+            a_pair(true),
+            vec![(30_000, Fault::PowerCut(2)), (90_000, Fault::PowerCut(0))],
+            &[0, 2],
+        ),
         ("guest-shuts-down", calm(), vec![(30_000, Fault::GuestShutsDown(1)), (40_000, Fault::PowerCut(1))], &[1]),
     ];
     for (name, setup, faults, may_be_fenced) in scenarios {

@@ -17,7 +17,7 @@ use crate::ha::{
     agent::{self, Agent, Ended, LocalVm},
     coordinator::{self, Coordinator, FenceOutcome},
     planted::{Planted, planted},
-    record::{Desired, HostId, View, VmId, VmPhase, VmPolicy, VmRecord, WatchdogClass, vm_key},
+    record::{Desired, Gate, HostId, View, VmId, VmPhase, VmPolicy, VmRecord, WatchdogClass, vm_key},
     timing::{Moment, Timing},
     txn::{Answer, Txn},
 };
@@ -37,6 +37,8 @@ pub(super) struct Setup {
     pub(super) fast: bool,
     /// The store's deadline.
     pub(super) deadline: u64,
+    /// The first two VMs are a pair; whether one that led may be told to follow.
+    pub(super) pair: Option<bool>,
 }
 
 pub(super) enum Ev {
@@ -54,6 +56,7 @@ pub(super) enum Ev {
     WatchdogFires(usize, u64),
     Reset(usize, u64),
     Boot(usize),
+    Role(super::roles::Role),
     StartDaemon(usize),
     Fault(super::faults::Fault),
 }
@@ -142,6 +145,7 @@ impl World {
             remembered: None,
             qemus: BTreeMap::new(),
             starting: BTreeMap::new(),
+            duties: BTreeSet::new(),
             store_cut: false,
             deaf: BTreeSet::new(),
             bmc: setup.bmcs[n % setup.bmcs.len()],
@@ -191,13 +195,15 @@ impl World {
                 service_moves: 0,
                 blocked: None,
                 note: String::new(),
-                policy: VmPolicy { memory_bytes: 1 << 30, ..VmPolicy::default() },
+                // No agents are played here.
+                policy: VmPolicy { memory_bytes: 1 << 30, gate: Gate::Running, ..VmPolicy::default() },
             };
             assert_eq!(
                 self.kv.txn(&Txn::default().put(vm_key(vm_id(n)), &record)),
                 Answer::Done { revision: n as u64 + 1 }
             );
         }
+        self.define_pair();
     }
 
     pub(super) fn push(&mut self, after: u64, event: Ev) {
@@ -293,6 +299,7 @@ impl World {
             }
             Ev::Boot(node) => self.boot(node),
             Ev::StartDaemon(node) => self.start_daemon(node),
+            Ev::Role(role) => self.role(role),
             Ev::Fault(fault) => self.fault(fault),
         }
     }
@@ -333,6 +340,7 @@ impl World {
             failsafe,
         };
         node.life += 1;
+        node.duties.clear();
         let (life, local) = (node.life, node.local(now));
         let (agent, effects) = match node.remembered.clone() {
             Some(mine) => Agent::resumed(me, local, mine),
@@ -409,7 +417,10 @@ impl World {
 
     fn tell(&mut self, node: usize, told: Told) {
         match told {
-            Told::View(view) => self.agent(node, agent::Event::View(&view)),
+            Told::View(view) => {
+                self.agent(node, agent::Event::View(&view));
+                self.see_roles(node, &view);
+            }
             Told::Answered(id, answer) => self.agent(node, agent::Event::Answered { id, answer }),
             Told::Armed(class) => {
                 let timeout_ms = self.setup.timing.watchdog_ms;
@@ -608,7 +619,7 @@ impl World {
         self.petted(node);
     }
 
-    fn kill(&mut self, node: usize, vm: VmId) {
+    pub(super) fn kill(&mut self, node: usize, vm: VmId) {
         let now = self.now;
         let Some(qemu) = self.nodes[node].qemus.get_mut(&vm) else { return };
         // One in the kernel's hands may go on writing; any other begins no write after the signal.
@@ -653,7 +664,15 @@ impl World {
             return self.agent(node, agent::Event::StartFailed { vm, generation, why, disk_generation });
         }
         self.serial += 1;
-        let qemu = Qemu { id: self.serial, generation, running: false, ran: false, stuck_until: 0, dying: false };
+        let qemu = Qemu {
+            id: self.serial,
+            generation,
+            running: false,
+            ran: false,
+            stuck_until: 0,
+            dying: false,
+            leads: false,
+        };
         self.nodes[node].qemus.insert(vm, qemu);
         self.agent(node, agent::Event::Started { vm, generation });
     }

@@ -2,7 +2,7 @@
 
 use virtward_cluster::{Compare, Error, Op, Revision, Store};
 use virtward_decide::ha::{
-    Answer, HostId, Txn, View, VmId,
+    Answer, HostId, Txn, View, VmId, pair,
     record::{HostPhase, HostRecord, PREFIX, host_key},
     txn::{Change, Expect},
 };
@@ -54,6 +54,26 @@ pub(super) async fn is_being_fenced(store: &dyn Store, host: &HostId, epoch: u64
     let Ok(Some(entry)) = store.get(host_key(host).as_bytes()).await else { return false };
     let record = serde_json::from_slice::<HostRecord>(&entry.value);
     record.is_ok_and(|record| record.phase == HostPhase::Fencing && record.ended() == Some(epoch))
+}
+
+/// Lets the standby of a VM's pair take over, if it can now.
+pub async fn switch(store: &dyn Store, vm: VmId, why: &str) -> Result<(), String> {
+    const TRIES: usize = 4;
+    for _ in 0..TRIES {
+        let view = view(store).await.map_err(|error| error.to_string())?;
+        let (key, pair) = view.pair_of(vm).ok_or("there is no standby")?;
+        if pair.value.active != vm {
+            return Err("it is not the active one of its pair".into());
+        }
+        let txn = pair::switch(&view, key, why).map_err(|unfit| unfit.to_string())?;
+        match perform(store, &txn).await {
+            Answer::Done { .. } => return Ok(()),
+            // A heartbeat or a note about one of both came between.
+            Answer::Refused => {}
+            Answer::Unavailable | Answer::Unknown => return Err("the state store did not say that it was done".into()),
+        }
+    }
+    Err("their records changed again and again".into())
 }
 
 /// Performs a transaction, once.

@@ -152,6 +152,18 @@ pub(super) async fn end(ha: &Ha, vm: VmId, within: Duration) -> Result<(), Strin
 
 /// Ends a guest here so that another host starts it.
 pub(super) async fn give_up(ha: &Ha, outside: &dyn Outside, vm: VmId, why: String, for_service: bool) {
+    end_for_good(ha, outside, vm).await;
+    let _ = ha.0.to_agent.send(Input::Relocate { vm, why, for_service });
+}
+
+/// Ends a guest here, which stays down.
+pub(super) async fn stand_down(ha: &Ha, outside: &dyn Outside, vm: VmId, why: String) {
+    end_for_good(ha, outside, vm).await;
+    let _ = ha.0.to_agent.send(Input::StoodDown { vm, why });
+}
+
+/// Returns when its process is gone.
+async fn end_for_good(ha: &Ha, outside: &dyn Outside, vm: VmId) {
     let answers = &ha.0.to_agent;
     // Told before, or its end would be taken for a crash and it started again here.
     let _ = answers.send(Input::GivingUp { vm });
@@ -159,7 +171,6 @@ pub(super) async fn give_up(ha: &Ha, outside: &dyn Outside, vm: VmId, why: Strin
     while let Err(error) = end(ha, vm, END_MAX).await {
         outside.say(Weight::Error, &error);
     }
-    let _ = answers.send(Input::Relocate { vm, why, for_service });
 }
 
 /// The process of a VM.

@@ -3,6 +3,7 @@
 
 mod guests;
 mod monitor;
+mod pairs;
 mod protect;
 mod services;
 mod start;
@@ -82,6 +83,11 @@ pub(super) enum Input {
         why: String,
         for_service: bool,
     },
+    /// It was ended, and stays down.
+    StoodDown {
+        vm: VmId,
+        why: String,
+    },
     /// All of its services are up.
     Well {
         vm: VmId,
@@ -119,6 +125,7 @@ struct Host {
     starting: BTreeMap<VmId, Starting>,
     monitors: monitor::Monitors,
     services: services::Services,
+    pairs: pairs::Pairs,
     protector: protect::Protector,
     looking: bool,
     kills: Arc<Semaphore>,
@@ -175,7 +182,8 @@ pub(super) async fn run(
     let mut host = Host {
         protected: Arc::new(protected.into_iter().map(|(vm, _)| vm).collect()),
         monitors: monitor::Monitors::new(ha.clone(), connection.clone(), outside.clone()),
-        services: services::Services::new(ha.clone(), connection.clone(), outside.clone()),
+        services: services::Services::new(ha.clone(), connection.clone(), outside.clone(), store.clone()),
+        pairs: pairs::Pairs::new(&ha, connection.clone(), outside.clone(), store.clone()),
         protector: protect::Protector::new(&ha, connection.clone(), outside.clone(), store.clone()),
         ha,
         store,
@@ -281,6 +289,7 @@ impl Host {
         };
         self.monitors.follow(&looked.view, epoch);
         self.services.follow(&looked.view, epoch.filter(|_| switches.armed));
+        self.pairs.follow(&looked.view, epoch);
         self.renew_permits();
     }
 
@@ -322,6 +331,7 @@ impl Host {
             Input::Ended { .. } => {}
             Input::GivingUp { vm } => self.step(Event::GivingUp { vm }),
             Input::Relocate { vm, why, for_service } => self.step(Event::Relocate { vm, why, for_service }),
+            Input::StoodDown { vm, why } => self.step(Event::StoodDown { vm, why }),
             Input::Well { vm } => self.step(Event::Well { vm }),
             Input::Ready { vm } => self.step(Event::Ready { vm }),
             Input::Hook(error) => self.hook_told(error),

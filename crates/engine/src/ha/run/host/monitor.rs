@@ -28,6 +28,9 @@ const PING_S: u32 = 3;
 const STATS_MAX: Duration = Duration::from_secs(4);
 /// A guest that runs for so long after an I/O error has got over it.
 const MENDED_MS: u64 = 30_000;
+/// A stop and an I/O error are one thing if they are told within this time. QEMU tells of a disk's errors once a second (since
+/// 10.0): a guest that is let run and fails at once is told to be stopped first, and why only later.
+const NEAR_MS: u64 = 3_000;
 
 /// Why a guest's vCPUs do not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,10 @@ struct One {
     name: String,
     guest: Guest,
     still: Option<Still>,
+    /// When that began.
+    still_since: Moment,
+    /// When an error of one of its disks was told last.
+    error_told: Option<Moment>,
     /// When it last stood still for an I/O error.
     io_error: Option<Moment>,
     gate: Gate,
@@ -85,6 +92,8 @@ impl Monitors {
                     name: record.name.clone(),
                     guest: Guest::new(record.policy.clone(), clock::now()),
                     still: None,
+                    still_since: Moment::default(),
+                    error_told: None,
                     io_error: None,
                     gate: record.policy.gate,
                     is_ready: record.ready,
@@ -201,6 +210,37 @@ impl Monitors {
         }
     }
 
+    /// Its vCPUs stopped.
+    fn stopped(&self, vm: VmId, for_io_error: bool) {
+        let now = clock::now();
+        let mut is_error = false;
+        self.note(vm, |one| {
+            is_error = for_io_error || is_near(one.error_told, now);
+            one.still_since = now;
+            one.still = Some(if is_error { Still::IoError } else { Still::Other });
+            one.io_error = if is_error { Some(now) } else { one.io_error };
+        });
+        if is_error {
+            self.step(vm, Event::IoPaused);
+        }
+    }
+
+    /// One of its disks had an error; whether that stops it is told by itself, before or after.
+    fn disk_failed(&self, vm: VmId) {
+        let now = clock::now();
+        let mut is_error = false;
+        self.note(vm, |one| {
+            one.error_told = Some(now);
+            is_error = one.still == Some(Still::Other) && is_near(Some(one.still_since), now);
+            if is_error {
+                (one.still, one.io_error) = (Some(Still::IoError), Some(now));
+            }
+        });
+        if is_error {
+            self.step(vm, Event::IoPaused);
+        }
+    }
+
     /// What the hypervisor tells by itself.
     async fn listen(self) {
         let mut connection = self.hypervisor.clone();
@@ -218,12 +258,8 @@ impl Monitors {
             match &event.kind {
                 DomainEventKind::Watchdog => self.step(vm, Event::Watchdog),
                 DomainEventKind::Crashed => self.step(vm, Event::Panicked),
-                DomainEventKind::Suspended { detail } if detail == "ioerror" => {
-                    let now = clock::now();
-                    self.note(vm, |one| (one.still, one.io_error) = (Some(Still::IoError), Some(now)));
-                    self.step(vm, Event::IoPaused);
-                }
-                DomainEventKind::Suspended { .. } => self.note(vm, |one| one.still = Some(Still::Other)),
+                DomainEventKind::Suspended { detail } => self.stopped(vm, detail == "ioerror"),
+                DomainEventKind::IoError { .. } => self.disk_failed(vm),
                 DomainEventKind::Resumed { .. } | DomainEventKind::Started { .. } => {
                     self.note(vm, |one| one.still = None);
                 }
@@ -231,6 +267,10 @@ impl Monitors {
             }
         }
     }
+}
+
+fn is_near(then: Option<Moment>, now: Moment) -> bool {
+    then.is_some_and(|then| now.since(then) <= NEAR_MS)
 }
 
 /// Whether the agent answers, and what the disks have done so far. What is not known is none.

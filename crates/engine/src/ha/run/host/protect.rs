@@ -10,8 +10,9 @@ use std::{
 use tokio::sync::watch as latest;
 use virtward_cluster::{Compare, Op, Revision, Store};
 use virtward_decide::ha::{
-    Moment, VmId,
-    record::{VmPhase, vm_key},
+    Moment, View, VmId,
+    record::{VmPhase, VmPolicy, VmRecord, vm_key},
+    room,
 };
 use virtward_hypervisor::{ErrorKind, Hypervisor, XmlView};
 
@@ -172,7 +173,7 @@ impl Protector {
         }
     }
 
-    /// Puts a VM's definition into the store if it is another one than was put.
+    /// Puts a VM's definition into the store if it is another one than was put, and the memory that it gives into its record.
     async fn keep_definition(&self, vm: VmId, revision: u64) -> Result<(), String> {
         let hypervisor = self.there().ok_or("the hypervisor does not answer")?;
         let xml = hypervisor.xml(vm, XmlView::Inactive).await.map_err(|error| error.to_string())?;
@@ -181,23 +182,61 @@ impl Protector {
         }
         let key = store::xml_key(vm);
         let there = self.store.get(key.as_bytes()).await.map_err(|error| error.to_string())?;
+        let mut puts = Vec::new();
         if there.is_none_or(|there| there.value[..] != *xml.as_bytes()) {
             if xml.len() > XML_BYTES_MAX {
                 return Err(format!("it has {} bytes", xml.len()));
             }
+            puts.push(Op::put(key, xml.clone()));
+        }
+        let view = store::view(&*self.store).await.map_err(|error| error.to_string())?;
+        let resized = match virtward_hypervisor::memory_of(&xml) {
+            Some(memory) => resized(&view, vm, revision, memory)?,
+            None => None,
+        };
+        if let Some(resized) = &resized {
+            let value = serde_json::to_vec(&resized.record).map_err(|error| error.to_string())?;
+            puts.push(Op::put(vm_key(vm), value));
+        }
+        if !puts.is_empty() {
             // Only while the VM is as it was seen: this host's.
             let guard = Compare::at(vm_key(vm), Revision(revision));
-            let put = Op::put(key, xml.clone());
-            let done = self.store.txn(vec![guard], vec![put]).await.map_err(|error| error.to_string())?;
+            let done = self.store.txn(vec![guard], puts).await.map_err(|error| error.to_string())?;
             if !done.succeeded {
                 return Err("its record changed".into());
             }
+        }
+        if let Some(resized) = resized {
+            self.outside.say(resized.weight, &resized.text);
         }
         if let Some(known) = lock(&self.put).get_mut(&vm) {
             known.0 = xml;
         }
         Ok(())
     }
+}
+
+/// A VM whose definition gives it other memory than is counted with: its record, and what people are to hear of it.
+struct Resized {
+    record: VmRecord,
+    weight: Weight,
+    text: String,
+}
+
+/// It was changed in libvirt, which asked nobody: what is left is to count with it, and to say what it costs.
+fn resized(view: &View, vm: VmId, revision: u64, memory: u64) -> Result<Option<Resized>, String> {
+    let old = view.vms.get(&vm).filter(|of| of.revision == revision).ok_or("its record changed")?;
+    let (name, before) = (&old.value.name, old.value.policy.memory_bytes);
+    if memory == before {
+        return Ok(None);
+    }
+    let policy = VmPolicy { memory_bytes: memory, ..old.value.policy.clone() };
+    let text = format!("{name} has {} MiB by its definition, before {} MiB", memory >> 20, before >> 20);
+    let (weight, text) = match room::admit(view, &room::Change::Resize(vm, memory)) {
+        Ok(()) => (Weight::Info, text),
+        Err(why) => (Weight::Error, format!("{text}: that takes room away that is kept for host failures: {why}")),
+    };
+    Ok(Some(Resized { record: VmRecord { policy, ..old.value.clone() }, weight, text }))
 }
 
 /// Installs the hook if need be; why it does not hold, if it does not.

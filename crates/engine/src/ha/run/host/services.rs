@@ -9,6 +9,7 @@ use std::{
 };
 
 use tokio::sync::watch as latest;
+use virtward_cluster::Store;
 use virtward_decide::ha::{
     Moment, View, VmId,
     probe::{Effect, Found, Rung, Watch, Watched},
@@ -18,7 +19,7 @@ use virtward_hypervisor::Hypervisor;
 use super::{Input, guests};
 use crate::ha::{
     probe::{self, Target, Verdict},
-    run::{Ha, Outside, Weight, clock, lock},
+    run::{Ha, Outside, Weight, clock, lock, store},
 };
 
 /// How long a command that restarts a service may take.
@@ -32,6 +33,8 @@ struct Of {
     name: String,
     services: Vec<Watched>,
     moves: u32,
+    /// It is the active one of a pair.
+    has_standby: bool,
     /// Counts starts of the guest that this process knows of.
     starts: u64,
 }
@@ -42,6 +45,7 @@ pub(super) struct Services {
     ha: Ha,
     hypervisor: latest::Receiver<Option<Arc<dyn Hypervisor>>>,
     outside: Arc<dyn Outside>,
+    store: Arc<dyn Store>,
     vms: Arc<Mutex<BTreeMap<VmId, Of>>>,
 }
 
@@ -58,8 +62,9 @@ impl Services {
         ha: Ha,
         hypervisor: latest::Receiver<Option<Arc<dyn Hypervisor>>>,
         outside: Arc<dyn Outside>,
+        store: Arc<dyn Store>,
     ) -> Self {
-        Self { ha, hypervisor, outside, vms: Arc::default() }
+        Self { ha, hypervisor, outside, store, vms: Arc::default() }
     }
 
     /// Watches what runs here and is to be watched; nothing while the cluster is disarmed.
@@ -68,16 +73,17 @@ impl Services {
         let mut vms = lock(&self.vms);
         let runs_here = |vm: &VmId| {
             let record = view.vms.get(vm).map(|of| &of.value);
-            record.filter(|of| epoch.is_some_and(|epoch| of.runs_on(me, epoch)) && !of.policy.services.is_empty())
+            let here = record.filter(|of| epoch.is_some_and(|epoch| of.runs_on(me, epoch)));
+            here.map(|record| (record, watched(view, *vm))).filter(|(_, (services, _))| !services.is_empty())
         };
         vms.retain(|vm, _| runs_here(vm).is_some());
         for vm in view.vms.keys() {
-            let Some(record) = runs_here(vm) else { continue };
-            let (services, moves) = (record.policy.services.clone(), record.service_moves);
+            let Some((record, (services, has_standby))) = runs_here(vm) else { continue };
+            let moves = record.service_moves;
             match vms.get_mut(vm) {
-                Some(of) => (of.services, of.moves) = (services, moves),
+                Some(of) => (of.services, of.moves, of.has_standby) = (services, moves, has_standby),
                 None => {
-                    vms.insert(*vm, Of { name: record.name.clone(), services, moves, starts: 0 });
+                    vms.insert(*vm, Of { name: record.name.clone(), services, moves, has_standby, starts: 0 });
                     tokio::spawn(self.clone().watch(*vm));
                 }
             }
@@ -120,7 +126,7 @@ impl Services {
         let now = clock::now();
         let one = |watched: &Watched| match Target::parse(&watched.check) {
             Ok(target) => {
-                let watch = Watch::new(watched.ladder(of.moves), now, watched.grace_ms);
+                let watch = Watch::new(watched.ladder(of.moves, of.has_standby), now, watched.grace_ms);
                 Some(One { watched: watched.clone(), target, watch, due: now })
             }
             // Written by a newer version, which knows more.
@@ -188,13 +194,35 @@ impl Services {
                 guests::give_up(&self.ha, &*self.outside, vm, why, true).await;
                 Ok(())
             }
-            (Rung::SwitchToStandby, _) => Err("there is no standby".into()),
+            (Rung::SwitchToStandby, _) => {
+                self.outside.say(Weight::Error, &format!("{service} is down ({why}): its standby takes over"));
+                let why = format!("{} is down: {why}", watched.check);
+                store::switch(&*self.store, vm, &why).await.map(|()| self.ha.look_now())
+            }
             (Rung::RestartService | Rung::RestartVm, None) => Err("the hypervisor does not answer".into()),
         };
         if let Err(error) = outcome {
             self.outside.say(Weight::Error, &format!("{service}: that did not succeed: {error}"));
         }
     }
+}
+
+/// The services that are watched in a VM, and whether it has a standby. Those of both of a pair are watched in the active
+/// one, and in the other none.
+fn watched(view: &View, vm: VmId) -> (Vec<Watched>, bool) {
+    let of = |vm: VmId| view.vms.get(&vm).map(|of| of.value.policy.services.clone()).unwrap_or_default();
+    let Some((_, pair)) = view.pair_of(vm) else { return (of(vm), false) };
+    // Until it leads there is nothing to be watched.
+    if vm != pair.value.active || !pair.value.is_settled() {
+        return (Vec::new(), false);
+    }
+    let mut services = of(vm);
+    for watched in of(pair.value.standby) {
+        if services.iter().all(|one| one.check != watched.check) {
+            services.push(watched);
+        }
+    }
+    (services, true)
 }
 
 /// For how long failures do not count after a step.
