@@ -352,12 +352,12 @@ fn a_fence_device_that_lies_about_a_host_which_answers(cluster: &Cluster) {
     cluster.back_in_service(&host, at);
 }
 
-/// Where VMs other than these are, and which hosts other than this one are in service.
-fn others(cluster: &Cluster, at: &str, host: &str, vms: &[String]) -> (BTreeMap<String, Place>, Vec<&'static str>) {
+/// Where VMs other than these are, and the epochs of hosts other than this one: one that is fenced has another.
+fn others(cluster: &Cluster, at: &str, host: &str, vms: &[String]) -> (BTreeMap<String, Place>, Vec<Value>) {
     let mut places = cluster.places(at);
     places.retain(|vm, _| !vms.contains(vm));
-    let armed = HOSTS.into_iter().filter(|of| *of != host && cluster.host(at, of)["phase"] == "armed");
-    (places, armed.collect())
+    let epochs = HOSTS.into_iter().filter(|of| *of != host).map(|of| cluster.host(at, of)["epoch"].clone());
+    (places, epochs.collect())
 }
 
 /// Its guests wait for their disks. That is no death of the host, and no hang of its guests: their agents answer. They go on

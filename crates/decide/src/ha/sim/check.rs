@@ -76,7 +76,9 @@ impl World {
             let Some(old) = before.vms.get(vm).filter(|old| old.revision != record.revision) else { continue };
             let (old, new) = (&old.value, &record.value);
             let name = &new.name;
-            if new.generation < old.generation || (new.phase == VmPhase::Claimed && new.generation == old.generation) {
+            // A switch of a pair changes what a VM is meant to do, and claims nothing.
+            let is_claim = new.phase == VmPhase::Claimed && (old.phase, &old.owner) != (new.phase, &new.owner);
+            if new.generation < old.generation || (is_claim && new.generation == old.generation) {
                 self.broken(format!("{name}: generation {} follows {}", new.generation, old.generation));
             }
             let moved = new.phase == VmPhase::Claimed && new.owner != old.owner;
