@@ -162,7 +162,8 @@ fn the_daemon_dies_while_it_empties_its_host(cluster: &Cluster) {
         let jobs = cluster.job("h2", &[]);
         jobs.iter().all(|job| !matches!(job["state"].as_str(), Some("queued" | "running")))
     });
-    assert_eq!(cluster.place("web1").len(), 1, "{drain}");
+    assert_eq!(drain["kind"], "drain", "{drain}");
+    wait("the VM to be on one host", LONG, || cluster.place("web1").len() == 1);
     lab.assert_guest_goes_on("web1");
     wait("the daemon to answer", SOON, || cluster.output("h1", &["status"]).status.success());
     let again = cluster.ok("h2", &["host", "drain", "h1"]);
