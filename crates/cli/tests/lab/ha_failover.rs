@@ -335,6 +335,8 @@ fn cut_off_with_the_watchdog_alone(cluster: &Cluster) {
 fn a_fence_device_that_lies_about_a_host_which_answers(cluster: &Cluster) {
     let (host, vms) = victim(cluster, "h2", "w3");
     let at = another(&host);
+    // It may not have seen yet that the last one is back.
+    wait("all hosts in service", SOON, || HOSTS.iter().all(|one| cluster.grade(at, one) == "full"));
     let others = others(cluster, at, &host, &vms);
     cluster.lab.lab(&["host", "fence-mode", &host, "lying"]);
     let cut = "add table inet cut; add chain inet cut out { type filter hook output priority 0; }; \
