@@ -108,6 +108,16 @@ impl Cluster {
             .collect()
     }
 
+    /// Where all are, once all hosts see the same: each has a look of its own, and they are not of the same moment.
+    pub fn settled(&self) -> BTreeMap<String, Place> {
+        let mut seen = BTreeMap::new();
+        wait("all hosts to see the same", SOON, || {
+            seen = self.places("h1");
+            HOSTS.iter().all(|at| self.places(at) == seen)
+        });
+        seen
+    }
+
     /// Waits until the VMs run on another host than this, and answer there. How long it took until they ran.
     fn comes_back(&self, at: &str, vms: &[&str], not_on: &str) -> Duration {
         let since = Instant::now();
@@ -237,8 +247,7 @@ fn a_migration_takes_the_protection_along(cluster: &Cluster) {
 
 fn what_is_no_death_of_a_host_moves_nothing(cluster: &Cluster) {
     let lab = &cluster.lab;
-    // Of the host that was seen to know where all are.
-    let before = cluster.places("h1");
+    let before = cluster.settled();
     for host in HOSTS {
         lab.lab(&["host", "daemon", "kill", host]);
     }
@@ -367,7 +376,7 @@ fn others(cluster: &Cluster, at: &str, host: &str, vms: &[String]) -> (BTreeMap<
 /// where they were.
 fn storage_that_stops_answering_one_host(cluster: &Cluster) {
     let (host, vms) = victim(cluster, "h2", "w1");
-    let before = cluster.places("h2");
+    let before = cluster.settled();
     cluster.lab.lab(&["storage", "stall", &host]);
     std::thread::sleep(Duration::from_secs(2));
     let written = |vms: &[String]| vms.iter().map(|vm| cluster.records(vm)).collect::<Vec<_>>();

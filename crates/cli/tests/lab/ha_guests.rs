@@ -91,7 +91,7 @@ fn a_service_is_restarted_then_its_vm_then_it_is_moved_once(cluster: &Cluster) {
     let probe = format!("tcp://{address}:5000");
     let watch = ["ha", "enable", "w1", "--service", &probe, "--every", "1s", "--failures", "2", "--grace", "6s"];
     cluster.ok("h2", &[&watch[..], &["--restart-command", "/tmp/service"]].concat());
-    let before = cluster.places("h2");
+    let before = cluster.settled();
     std::thread::sleep(Duration::from_secs(8));
 
     lab.guest_sh("w1", "killall httpd");
