@@ -1,15 +1,16 @@
 # Object storage far away: sourced by bench.sh. A real S3 server on this machine, and 30 ms between it and the client.
 #
-# The server shares the cores with what is measured; a local directory on the same file system is measured beside it.
+# The server shares the cores with what is measured; a local directory on the same file system is measured beside it, and the
+# same server without the distance: what is left between these two is the server's own work.
 
 remote_delay_ms=30
 
 remote() {
     local v=$bin/virtward place
-    for place in local remote; do
+    for place in local near remote; do
         rm -rf "$run/repo" "$run/home" "$run/restored" "$run/source"
         mkdir -p "$run/repo/backups" "$run/home" "$run/restored"
-        [ "$place" = local ] || start_object_storage
+        [ "$place" = local ] || start_object_storage "$place"
         remote_settings $place
         use_state 2
         measure "s3-$place" full -- "$v" backup image "$run/source/disk.raw" --name bench --format raw --json
@@ -39,10 +40,11 @@ remote_settings() {
         die_with "$run/errors" "virtward repo init failed ($1)"
 }
 
-# Sets far_port. Both processes end with this one: the server is told so by the kernel, the other by its standard input.
+# start_object_storage near|remote: sets far_port. Both processes end with this one: the server is told so by the kernel, the other by its standard input.
 start_object_storage() {
     export AWS_ACCESS_KEY_ID=BENCHMARK AWS_SECRET_ACCESS_KEY=benchmark AWS_REGION=us-east-1
-    local near_port
+    local near_port delay=0
+    [ "$1" = near ] || delay=$remote_delay_ms
     near_port=$(python3 -Ic 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
     RUST_LOG=error setpriv --pdeathsig KILL "$s3_server" --host 127.0.0.1 --port "$near_port" \
         --access-key $AWS_ACCESS_KEY_ID --secret-key $AWS_SECRET_ACCESS_KEY "$run/repo" >"$run/s3.log" 2>&1 9>&- &
@@ -52,7 +54,7 @@ start_object_storage() {
         kill -0 $s3_pid 2>/dev/null || die_with "$run/s3.log" "the S3 server does not start"
         sleep 0.1
     done
-    coproc distance { exec python3 -I "$here/bench/distance.py" "$near_port" $remote_delay_ms 9>&-; }
+    coproc distance { exec python3 -I "$here/bench/distance.py" "$near_port" $delay 9>&-; }
     distance_pid=$distance_PID
     read -r far_port <&"${distance[0]}" || die "the way to the S3 server does not start"
 }

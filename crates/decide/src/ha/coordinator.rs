@@ -384,17 +384,18 @@ impl Coordinator {
             let silent = self.silence(host, self.looked) > 2 * record.value.timing.heartbeat_ms + 500;
             record.value.phase == HostPhase::Armed && !record.value.maintenance && !silent
         };
-        let candidates: Vec<Candidate> = view
-            .hosts
-            .iter()
-            .filter(usable)
+        let in_service: Vec<(&HostId, &Versioned<HostRecord>)> = view.hosts.iter().filter(usable).collect();
+        // A standby that still runs on a host that is being emptied may take over; nothing is started there.
+        let due = pair::due(view, |host| in_service.iter().any(|(one, _)| *one == host));
+        let candidates: Vec<Candidate> = in_service
+            .into_iter()
+            .filter(|(host, _)| !view.closed.contains(*host))
             .map(|(host, record)| Candidate {
                 owner: Owner { host: host.clone(), epoch: record.value.epoch },
                 revision: record.revision,
                 memory_bytes: record.value.memory_bytes,
             })
             .collect();
-        let due = pair::due(view, |host| candidates.iter().any(|one| one.owner.host == *host));
         let (claims, held) = recovery::plan(now, view, &self.memory, &candidates, self.timing.start_ms);
         self.held = held;
         let mut taken_over = BTreeSet::new();
@@ -484,7 +485,7 @@ fn proof_txn(host: &HostId, record: &Versioned<HostRecord>, epoch: u64, proof: &
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ha::record::{Heartbeat, WatchdogClass};
+    use crate::ha::record::{Desired, Heartbeat, VmPhase, VmPolicy, VmRecord, WatchdogClass};
 
     fn record() -> HostRecord {
         HostRecord {
@@ -531,6 +532,41 @@ mod tests {
         assert_eq!(stopped, [Effect::StopFencing { host: case.0, epoch: 1 }]);
         let later = coordinator.step(Moment(2000), Event::View { view: &over, asked: Moment(2000) });
         assert!(later.is_empty(), "{later:?}");
+    }
+
+    #[test]
+    fn nothing_is_started_on_a_host_that_was_emptied() {
+        let lost = |closed: &[&str]| {
+            let mut coordinator = Coordinator::new("h2".into(), Timing::default());
+            let _ = coordinator.step(Moment(0), Event::Leading(true));
+            let mut view = view(1, "");
+            view.closed = closed.iter().map(|host| HostId::from(*host)).collect();
+            let record = VmRecord {
+                name: "web1".into(),
+                generation: 1,
+                owner: None,
+                moving_to: None,
+                phase: VmPhase::Stopped,
+                desired: Desired::Running,
+                ready: false,
+                failed_on: BTreeMap::default(),
+                service_moves: 0,
+                blocked: None,
+                note: String::new(),
+                policy: VmPolicy { memory_bytes: 1 << 20, ..VmPolicy::default() },
+            };
+            view.vms.insert(VmId::from_u128(1), Versioned { value: record, revision: 1 });
+            let effects = coordinator.step(Moment(1000), Event::View { view: &view, asked: Moment(1000) });
+            effects.into_iter().find_map(|effect| match effect {
+                Effect::Txn { txn, .. } => Some(format!("{txn:?}")),
+                _ => None,
+            })
+        };
+        let anywhere = lost(&[]).expect("it is given to a host");
+        assert!(anywhere.contains("h1") || anywhere.contains("h2") || anywhere.contains("h3"), "{anywhere}");
+        let elsewhere = lost(&["h1", "h2"]).expect("it is given to the third");
+        assert!(elsewhere.contains("/ha/host/h3") && !elsewhere.contains("/ha/host/h1"), "{elsewhere}");
+        assert_eq!(lost(&["h1", "h2", "h3"]), None);
     }
 
     #[test]

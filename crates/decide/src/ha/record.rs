@@ -390,6 +390,9 @@ pub struct View {
     pub pairs: BTreeMap<VmId, Versioned<PairRecord>>,
     /// Switches.
     pub cluster: Option<Versioned<ClusterRecord>>,
+    /// Hosts that were emptied and take nothing until they are taken into service again, as far as whoever looked knows.
+    /// No record of high availability: nothing that must not happen twice follows from it.
+    pub closed: BTreeSet<HostId>,
     /// Keys whose values make no sense to this version.
     pub unreadable: BTreeMap<String, String>,
 }

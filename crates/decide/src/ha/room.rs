@@ -89,8 +89,8 @@ pub fn world(view: &View) -> World {
         let host = &host.value;
         let mut made = Host::new(&name.0, memory(host.memory_bytes));
         made.state = match (host.phase, host.maintenance) {
-            (HostPhase::Armed, false) => HostState::Up,
-            (HostPhase::Armed, true) => HostState::Maintenance,
+            (HostPhase::Armed, false) if !view.closed.contains(name) => HostState::Up,
+            (HostPhase::Armed, _) => HostState::Maintenance,
             _ => HostState::Down,
         };
         world.hosts.push(made);
@@ -251,6 +251,15 @@ mod tests {
         let text = refused(&view, Change::Start(id(3)));
         assert!(text.contains("would stay down"), "{text}");
         assert!(refused(&view, Change::Start(id(4))).contains("no host has room for v4, which needs 9216 MiB"));
+    }
+
+    #[test]
+    fn a_host_that_was_emptied_is_no_room() {
+        let mut view = view(&[("h1", 8), ("h2", 8), ("h3", 8)], &[(Some("h1"), 6), (Some("h2"), 6)]);
+        assert!(admission::check(&world(&view)).holds);
+        view.closed.insert("h3".into());
+        let verdict = admission::check(&world(&view));
+        assert!(!verdict.holds && verdict.losses.iter().all(|loss| loss.failed.iter().all(|host| host.0 != "h3")));
     }
 
     #[test]

@@ -36,7 +36,8 @@ pub(super) const TRIES: usize = 8;
 
 /// The records as they are now.
 pub(super) async fn fresh(daemon: &Daemon) -> Result<View> {
-    store::view(&*daemon.kv.store()).await.map_err(|error| failures::state(&error))
+    let view = store::view(&*daemon.kv.store()).await.map_err(|error| failures::state(&error))?;
+    Ok(View { closed: super::drained(daemon), ..view })
 }
 
 pub(super) async fn commit(daemon: &Daemon, txn: &Txn) -> Result<bool> {

@@ -14,6 +14,7 @@ mod services;
 mod views;
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
@@ -203,6 +204,10 @@ impl Outside for Link {
         self.leader.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn closed(&self) -> BTreeSet<HostId> {
+        self.daemon.get().map(|daemon| drained(daemon)).unwrap_or_default()
+    }
+
     async fn ask(&self, peer: &HostId, epoch: u64) -> Option<bool> {
         let path = format!("/peer/v1/ha/word?epoch={epoch}");
         let call = Call { method: "GET", path: &path, headers: &[], body: Bytes::new() };
@@ -232,6 +237,11 @@ impl Outside for Link {
             tracing::warn!(%host, %problem, "what it had claimed is not void yet");
         }
     }
+}
+
+/// Hosts that were emptied and take nothing.
+fn drained(daemon: &Daemon) -> BTreeSet<HostId> {
+    daemon.drained.all().into_iter().map(|(node, _)| HostId(node)).collect()
 }
 
 /// High availability of this daemon, or why there is none.

@@ -23,7 +23,7 @@ pub mod store;
 mod watch;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -108,6 +108,8 @@ pub trait Outside: Send + Sync + 'static {
     fn is_leading(&self) -> bool;
     /// Who led it last, as far as is known.
     fn leader(&self) -> Option<HostId>;
+    /// Hosts that take no VMs because they were emptied, as far as is known.
+    fn closed(&self) -> BTreeSet<HostId>;
     /// Asks a peer whether anybody declared this host dead; none if it does not answer.
     async fn ask(&self, peer: &HostId, epoch: u64) -> Option<bool>;
     /// Whether a host's daemon answers now, whatever the store says of it.
@@ -200,7 +202,7 @@ impl Ha {
                     }
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 };
-                tokio::spawn(loops.clone().look(store.clone()));
+                tokio::spawn(loops.clone().look(store.clone(), outside.clone()));
                 tokio::spawn(watch::run(loops.clone(), store.clone(), outside.clone(), coordinator_input));
                 host::run(loops, store, outside, agent_input).await;
             });
@@ -282,11 +284,12 @@ impl Ha {
     }
 
     /// Reads all records again and again.
-    async fn look(self, store: Arc<dyn Store>) {
+    async fn look(self, store: Arc<dyn Store>, outside: Arc<dyn Outside>) {
         loop {
             let asked = clock::now();
             match store::view(&*store).await {
-                Ok(view) => {
+                Ok(mut view) => {
+                    view.closed = outside.closed();
                     *lock(&self.0.store_error) = None;
                     self.0.looked.send_replace(Some(Looked { view: Arc::new(view), asked }));
                     // What this daemon changed itself is seen at once.

@@ -35,6 +35,18 @@ export default function ha({ who, load }) {
     load();
   }
 
+  // The active one is ended before its standby leads.
+  async function hand(vm) {
+    let reason = '';
+    const isSure = await dialog(t('ha.switch-title', { name: vm.name }), (finish) => [
+      h('p', null, t('ha.switch-means', { name: vm.name, standby: vm.pair.other })),
+      field(t('ha.reason'), h('input', { type: 'text', maxlength: '200', oninput: (event) => { reason = event.target.value; } })),
+      ends(button(t('action.cancel'), () => finish(null)), button(t('ha.switch'), () => finish(true), { kind: 'primary danger' }))]);
+    if (!isSure) return;
+    await attempt(() => api.post(['ha', 'vms', vm.uuid, 'switch'], { reason }, api.newKey()));
+    load();
+  }
+
   const isDown = (vm) => vm.should_run && vm.phase !== 'running';
 
   function summary() {
@@ -78,11 +90,14 @@ export default function ha({ who, load }) {
       { label: t('ha.vm'), cell: (vm) => h('a', { class: 'name', href: vmPath(vm) }, vm.name) },
       { label: t('hosts.host'), cell: (vm) => (vm.host ? h('a', { href: hostPath(vm.host) }, vm.host) : '–') },
       { label: t('hosts.state'), cell: (vm) => [chip('ha-vm', vm.phase), !vm.should_run && [' ', h('small', null, t('ha.meant-off'))], vm.should_run && vm.phase === 'running' && !vm.ready && [' ', h('small', null, t('ha.not-ready'))]] },
+      data.vms.some((vm) => vm.pair) && { label: t('ha.pair'), cell: (vm) => vm.pair && [t(`ha.pair-${vm.pair.role}`, { other: vm.pair.other }), vm.pair.role === 'active' && !vm.pair.takes_over && h('div', null, h('small', { class: 'warn-text' }, vm.pair.settled ? t('ha.pair-alone') : t('ha.pair-switches')))] },
       { label: t('ha.tier'), minor: true, num: true, cell: (vm) => number(vm.policy.tier) },
       { label: t('ha.generation'), minor: true, num: true, cell: (vm) => number(vm.generation) },
       { label: t('ha.services'), minor: true, cell: (vm) => ((vm.policy.services ?? []).length === 0 ? '–' : vm.policy.services.map((one) => h('div', { key: one.check }, h('code', null, one.check)))) },
       { label: t('ha.last'), cell: (vm) => h('small', { class: vm.waits ? 'bad-text' : '' }, vm.waits ?? vm.note) },
-      api.may(who, 'operator') && { label: t('list.actions'), blank: true, num: true, cell: (vm) => (vm.phase === 'stopped' && !vm.should_run ? button(t('ha.start'), () => start(vm), { kind: 'quiet small', label: t('ha.start-label', { name: vm.name }) }) : '') },
+      api.may(who, 'operator') && { label: t('list.actions'), blank: true, num: true, cell: (vm) => [
+        vm.phase === 'stopped' && !vm.should_run && button(t('ha.start'), () => start(vm), { kind: 'quiet small', label: t('ha.start-label', { name: vm.name }) }),
+        vm.pair?.takes_over && button(t('ha.switch'), () => hand(vm), { kind: 'quiet small', label: t('ha.switch-title', { name: vm.name }) })] },
     ];
     return card(t('ha.vms'), {}, data.vms.length === 0 ? empty(t('ha.none'), h('code', null, 'virtward ha enable VM')) : table(columns.filter(Boolean), data.vms, { label: t('ha.vms'), id: (vm) => vm.uuid }));
   }
