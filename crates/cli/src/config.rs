@@ -27,6 +27,7 @@ use virtward_repo::{
 use crate::{
     cli::Global,
     exit::{Failure, Kind},
+    health_config::{self, Health},
     notify_config::{self, Notify},
 };
 
@@ -107,36 +108,6 @@ pub struct Balance {
     /// What a migration can send per second.
     #[serde(deserialize_with = "rate")]
     pub link: Option<Bytes>,
-}
-
-/// `[health]`: who knows how this host's hardware is, and what follows.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "kebab-case", default)]
-pub struct Health {
-    /// URLs of pages of metrics, as Prometheus reads them.
-    pub metrics: Vec<String>,
-    /// The management controller.
-    pub redfish: Option<Redfish>,
-    /// Seconds between two looks.
-    pub interval_s: Option<u64>,
-    /// Whether a host that fails is emptied.
-    pub evacuate: bool,
-}
-
-/// `[health.redfish]`: a management controller.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "kebab-case", default)]
-pub struct Redfish {
-    /// `https://HOST`.
-    pub url: String,
-    /// User.
-    pub user: Option<String>,
-    /// File whose first line is the password.
-    pub password_file: Option<PathBuf>,
-    /// Authorities (PEM) that its certificate may come from.
-    pub ca_file: Option<PathBuf>,
-    /// Do not check its certificate.
-    pub insecure: bool,
 }
 
 /// `[cluster]`: how the daemons of several hosts work together. Written by `cluster init` and `cluster join`.
@@ -336,7 +307,7 @@ const ANY_REPOSITORY: &str = "repositories.NAME";
 const NAMED: [(&str, &str); 3] = [("repositories", ANY_REPOSITORY), ("webhook", "webhook.NAME"), ("mail", "mail.NAME")];
 
 /// Every key that the file may have, as it is written there.
-const KEYS: [(&str, &[&str]); 13] = [
+const KEYS: [(&str, &[&str]); 11] = [
     (
         "",
         &[
@@ -404,8 +375,6 @@ const KEYS: [(&str, &[&str]); 13] = [
     ),
     ("moves", &["uri", "address", "bandwidth", "connections", "tls", "tls-dir", "tls-group", "rules"]),
     ("balance", &["mode", "eagerness", "hold", "min-gain-percent", "interval-s", "watch-s", "parallel", "link"]),
-    ("health", &["metrics", "redfish", "interval-s", "evacuate"]),
-    ("redfish", &["url", "user", "password-file", "ca-file", "insecure"]),
     ("ha.fence", &["host", "name", "agent", "level", "parameters", "secrets", "timeout-s", "verify-s", "retries"]),
     (ANY_REPOSITORY, &["location", "password-file", "key-file"]),
     (
@@ -658,7 +627,7 @@ fn parse(path: &Path, text: &str) -> Result<File, Failure> {
 }
 
 fn check_keys(section: &str, table: &DeTable<'_>, wrong: &dyn Fn(usize, &str) -> Failure) -> Result<(), Failure> {
-    let mut all = KEYS.iter().chain(&notify_config::KEYS);
+    let mut all = KEYS.iter().chain(&notify_config::KEYS).chain(&health_config::KEYS);
     let known = all.find(|(name, _)| *name == section).map_or(&[][..], |(_, keys)| keys);
     for (key, value) in table {
         let name = key.get_ref().as_ref();

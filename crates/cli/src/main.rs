@@ -8,6 +8,7 @@ mod connect;
 mod daemon;
 mod exit;
 mod failures;
+mod health_config;
 mod notify_config;
 mod out;
 mod progress;

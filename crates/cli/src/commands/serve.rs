@@ -10,8 +10,8 @@ use virtward_engine::{BackupOptions, Hooks};
 use virtward_server::{
     Listening, Reload,
     config::{
-        BalanceConfig, ClusterConfig, Config, DEFAULT_REPOSITORY, Etcd, HealthConfig, MigrationCertificates,
-        MovesConfig, RedfishConfig, RepositoryConfig, SecretFile,
+        BalanceConfig, ClusterConfig, Config, DEFAULT_REPOSITORY, Etcd, MigrationCertificates, MovesConfig,
+        RepositoryConfig, SecretFile,
     },
     notify,
     wire_up::Wiring,
@@ -23,7 +23,7 @@ use crate::{
     config::{self, Cluster, SecretSource, Server, Settings},
     connect,
     exit::{Failure, Kind},
-    notify_config, out,
+    health_config, notify_config, out,
 };
 
 /// Arguments of `serve`.
@@ -152,7 +152,7 @@ pub fn configuration(settings: &Settings, thaw_guard: Vec<String>) -> Result<Con
             rules: settings.moves.rules.clone(),
         },
         balance: balance(&settings.balance)?,
-        health: health(&settings.health)?,
+        health: health_config::settle(&settings.health)?,
     })
 }
 
@@ -193,40 +193,6 @@ fn balance(settings: &config::Balance) -> Result<BalanceConfig, Failure> {
         watch,
         parallel: settings.parallel.map_or(base.parallel, |parallel| usize::from(parallel.clamp(1, 4))),
         link: settings.link.unwrap_or(base.link),
-    })
-}
-
-/// Who knows how the hardware is.
-fn health(settings: &config::Health) -> Result<HealthConfig, Failure> {
-    let base = HealthConfig::default();
-    let usage = |message: String| Failure::new(Kind::Usage, format!("[health] {message}"));
-    let is_web = |url: &str| url.starts_with("http://") || url.starts_with("https://");
-    if let Some(url) = settings.metrics.iter().find(|url| !is_web(url)) {
-        return Err(usage(format!("metrics: {url:?} is no URL; give one such as http://127.0.0.1:9100/metrics")));
-    }
-    let redfish = settings.redfish.as_ref().map(|of| {
-        if !is_web(&of.url) {
-            return Err(usage(format!("redfish.url: {:?} is no URL; give one such as https://10.9.0.1", of.url)));
-        }
-        let login = match (&of.user, &of.password_file) {
-            (Some(user), Some(file)) => Some((user.clone(), file.clone())),
-            (None, None) => None,
-            _ => return Err(usage("redfish: user and password-file go together".into())),
-        };
-        Ok(RedfishConfig { url: of.url.clone(), login, ca_file: of.ca_file.clone(), insecure: of.insecure })
-    });
-    let interval = settings.interval_s.map_or(base.interval, Duration::from_secs);
-    if interval.is_zero() {
-        return Err(usage("interval-s is at least 1".into()));
-    }
-    if settings.evacuate && settings.metrics.is_empty() && settings.redfish.is_none() {
-        return Err(usage("evacuate: nothing says when; name metrics or redfish".into()));
-    }
-    Ok(HealthConfig {
-        metrics: settings.metrics.clone(),
-        redfish: redfish.transpose()?,
-        interval,
-        evacuate: settings.evacuate,
     })
 }
 

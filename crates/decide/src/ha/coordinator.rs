@@ -485,21 +485,7 @@ fn proof_txn(host: &HostId, record: &Versioned<HostRecord>, epoch: u64, proof: &
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ha::record::{Desired, Heartbeat, VmPhase, VmPolicy, VmRecord, WatchdogClass};
-
-    fn record() -> HostRecord {
-        HostRecord {
-            epoch: 1,
-            phase: HostPhase::Armed,
-            boot_id: String::new(),
-            timing: Timing::default(),
-            watchdog: WatchdogClass::Hardware,
-            peers: BTreeSet::new(),
-            maintenance: false,
-            memory_bytes: 1 << 30,
-            fence_devices: 1,
-        }
-    }
+    use crate::ha::record::{Heartbeat, VmRecord, fixture};
 
     /// What three hosts' records are after some seconds, during which `silent` sent no heartbeat.
     fn view(seconds: u64, silent: &str) -> View {
@@ -507,7 +493,7 @@ mod tests {
         for name in ["h1", "h2", "h3"] {
             let revision = if name == silent { 1 } else { 100 + seconds };
             let heartbeat = Versioned { value: Heartbeat { epoch: 1, seq: revision }, revision };
-            view.hosts.insert(name.into(), Versioned { value: record(), revision: 1 });
+            view.hosts.insert(name.into(), Versioned { value: fixture::host(), revision: 1 });
             view.heartbeats.insert(name.into(), heartbeat);
         }
         view
@@ -519,7 +505,7 @@ mod tests {
         let _ = coordinator.step(Moment(0), Event::Leading(true));
         let mut fencing = view(1, "h1");
         fencing.hosts.get_mut(&"h1".into()).expect("there").value =
-            HostRecord { epoch: 2, phase: HostPhase::Fencing, ..record() };
+            HostRecord { epoch: 2, phase: HostPhase::Fencing, ..fixture::host() };
         let case = (HostId::from("h1"), 1);
         let asked = coordinator.step(Moment(1000), Event::View { view: &fencing, asked: Moment(1000) });
         assert!(asked.contains(&Effect::Fence { host: case.0.clone(), epoch: 1 }), "{asked:?}");
@@ -541,20 +527,7 @@ mod tests {
             let _ = coordinator.step(Moment(0), Event::Leading(true));
             let mut view = view(1, "");
             view.closed = closed.iter().map(|host| HostId::from(*host)).collect();
-            let record = VmRecord {
-                name: "web1".into(),
-                generation: 1,
-                owner: None,
-                moving_to: None,
-                phase: VmPhase::Stopped,
-                desired: Desired::Running,
-                ready: false,
-                failed_on: BTreeMap::default(),
-                service_moves: 0,
-                blocked: None,
-                note: String::new(),
-                policy: VmPolicy { memory_bytes: 1 << 20, ..VmPolicy::default() },
-            };
+            let record = fixture::vm("web1", 1 << 20);
             view.vms.insert(VmId::from_u128(1), Versioned { value: record, revision: 1 });
             let effects = coordinator.step(Moment(1000), Event::View { view: &view, asked: Moment(1000) });
             effects.into_iter().find_map(|effect| match effect {
@@ -593,30 +566,12 @@ mod tests {
 
     #[test]
     fn a_claim_of_one_of_a_pair_compares_where_the_other_one_is() {
-        use crate::ha::{
-            pair::PairRecord,
-            record::{Desired, VmPolicy},
-            txn::Expect,
-        };
+        use crate::ha::{pair::PairRecord, txn::Expect};
         let mut coordinator = Coordinator::new("h2".into(), Timing::default());
         let (a, s) = (VmId::from_u128(1), VmId::from_u128(2));
         let mut seen = view(1, "");
         for vm in [a, s] {
-            let policy = VmPolicy { memory_bytes: 1 << 20, ..VmPolicy::default() };
-            let record = VmRecord {
-                name: vm.to_string(),
-                generation: 0,
-                owner: None,
-                moving_to: None,
-                phase: VmPhase::Stopped,
-                desired: Desired::Running,
-                ready: false,
-                failed_on: BTreeMap::new(),
-                service_moves: 0,
-                blocked: None,
-                note: String::new(),
-                policy,
-            };
+            let record = VmRecord { generation: 0, ..fixture::vm(&vm.to_string(), 1 << 20) };
             seen.vms.insert(vm, Versioned { value: record, revision: 7 });
         }
         let told = [(s, pair::Told { pair: 1, vm: 0 })].into();

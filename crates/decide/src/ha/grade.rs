@@ -92,23 +92,11 @@ pub fn grade(host: &HostRecord, around: Around) -> (Grade, Vec<String>) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
-    use crate::ha::Timing;
+    use crate::ha::record::fixture;
 
     fn host(watchdog: WatchdogClass, fence_devices: u32) -> HostRecord {
-        HostRecord {
-            epoch: 1,
-            phase: HostPhase::Armed,
-            boot_id: String::new(),
-            timing: Timing::default(),
-            watchdog,
-            peers: BTreeSet::new(),
-            maintenance: false,
-            memory_bytes: 1 << 30,
-            fence_devices,
-        }
+        HostRecord { watchdog, fence_devices, ..fixture::host() }
     }
 
     #[test]

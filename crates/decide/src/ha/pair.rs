@@ -288,9 +288,10 @@ pub fn told(view: &View, vm: VmId, me: &Owner) -> Option<Txn> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ha::record::fixture;
     use crate::ha::{
-        Moment, Timing,
-        record::{HostPhase, HostRecord, Proof, ProofKind, VmPolicy, WatchdogClass},
+        Moment,
+        record::{HostPhase, HostRecord, Proof, ProofKind},
         recovery::{Candidate, Held, Memory, plan},
         txn::Expect,
     };
@@ -311,33 +312,15 @@ mod tests {
     fn view(demote: bool) -> View {
         let mut view = View { revision: 50, ..View::default() };
         for host in ["h1", "h2", "h3"] {
-            let record = HostRecord {
-                epoch: 1,
-                phase: HostPhase::Armed,
-                boot_id: String::new(),
-                timing: Timing::default(),
-                watchdog: WatchdogClass::Hardware,
-                peers: BTreeSet::new(),
-                maintenance: false,
-                memory_bytes: 8 << 30,
-                fence_devices: 1,
-            };
+            let record = HostRecord { memory_bytes: 8 << 30, ..fixture::host() };
             view.hosts.insert(host.into(), Versioned { value: record, revision: 1 });
         }
         for (vm, name, host) in [(a(), "a", "h1"), (s(), "s", "h2")] {
             let record = VmRecord {
-                name: name.into(),
-                generation: 1,
                 owner: Some(owner(host)),
-                moving_to: None,
                 phase: VmPhase::Running,
-                desired: Desired::Running,
                 ready: true,
-                failed_on: BTreeMap::new(),
-                service_moves: 0,
-                blocked: None,
-                note: String::new(),
-                policy: VmPolicy { memory_bytes: 1 << 30, ..VmPolicy::default() },
+                ..fixture::vm(name, 1 << 30)
             };
             view.vms.insert(vm, Versioned { value: record, revision: 2 });
         }

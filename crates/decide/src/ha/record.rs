@@ -485,3 +485,42 @@ fn put<K: Ord, T: for<'a> Deserialize<'a>>(
     map.insert(key, Versioned { value, revision });
     Ok(())
 }
+
+/// Records for tests, which say what matters to them and leave the rest as it is here.
+#[cfg(test)]
+pub(super) mod fixture {
+    use super::*;
+
+    /// A host in service, epoch 1, with a hardware watchdog, a fence device and 1 GiB for guests.
+    pub fn host() -> HostRecord {
+        HostRecord {
+            epoch: 1,
+            phase: HostPhase::Armed,
+            boot_id: String::new(),
+            timing: Timing::default(),
+            watchdog: WatchdogClass::Hardware,
+            peers: BTreeSet::new(),
+            maintenance: false,
+            memory_bytes: 1 << 30,
+            fence_devices: 1,
+        }
+    }
+
+    /// A VM that should run and that nobody has.
+    pub fn vm(name: &str, memory_bytes: u64) -> VmRecord {
+        VmRecord {
+            name: name.to_owned(),
+            generation: 1,
+            owner: None,
+            moving_to: None,
+            phase: VmPhase::Stopped,
+            desired: Desired::Running,
+            ready: false,
+            failed_on: BTreeMap::new(),
+            service_moves: 0,
+            blocked: None,
+            note: String::new(),
+            policy: VmPolicy { memory_bytes, ..VmPolicy::default() },
+        }
+    }
+}

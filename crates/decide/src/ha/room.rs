@@ -187,12 +187,12 @@ pub fn admit(view: &View, change: &Change) -> Result<(), Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
 
     use super::*;
+    use crate::ha::record::fixture;
     use crate::ha::{
-        Owner, Timing, Versioned,
-        record::{HostRecord, VmPhase, VmPolicy, WatchdogClass},
+        Owner, Versioned,
+        record::{HostRecord, VmPhase},
     };
 
     const GIB: u64 = 1 << 30;
@@ -205,33 +205,16 @@ mod tests {
     fn view(hosts: &[(&str, u64)], vms: &[(Option<&str>, u64)]) -> View {
         let mut view = View::default();
         for (name, gib) in hosts {
-            let record = HostRecord {
-                epoch: 1,
-                phase: HostPhase::Armed,
-                boot_id: String::new(),
-                timing: Timing::default(),
-                watchdog: WatchdogClass::Hardware,
-                peers: BTreeSet::new(),
-                maintenance: false,
-                memory_bytes: gib * GIB,
-                fence_devices: 1,
-            };
+            let record = HostRecord { memory_bytes: gib * GIB, ..fixture::host() };
             view.hosts.insert((*name).into(), Versioned { value: record, revision: 1 });
         }
         for (n, (host, gib)) in vms.iter().enumerate() {
             let record = VmRecord {
-                name: format!("v{n}"),
-                generation: 1,
                 owner: host.map(|host| Owner { host: host.into(), epoch: 1 }),
-                moving_to: None,
                 phase: if host.is_some() { VmPhase::Running } else { VmPhase::Stopped },
                 desired: if host.is_some() { Desired::Running } else { Desired::Stopped },
                 ready: true,
-                failed_on: Default::default(),
-                service_moves: 0,
-                blocked: None,
-                note: String::new(),
-                policy: VmPolicy { memory_bytes: gib * GIB, ..VmPolicy::default() },
+                ..fixture::vm(&format!("v{n}"), gib * GIB)
             };
             view.vms.insert(id(n as u128), Versioned { value: record, revision: 1 });
         }

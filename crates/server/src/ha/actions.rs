@@ -74,9 +74,7 @@ pub async fn enable(daemon: &Daemon, name: &str, wanted: &HaPolicy, who: &Princi
             Ok(())
         })
         .await?;
-        let Some(standby) = &wanted.standby else { return Ok(changed) };
-        pairs::set(daemon, vm, standby).await?;
-        return Ok(views::one(&fresh(daemon).await?, vm, None));
+        return with_standby(daemon, vm, wanted, changed).await;
     }
     let fleet = daemon.fleet();
     let placed = fleet.find(name).ok_or_else(|| {
@@ -90,7 +88,12 @@ pub async fn enable(daemon: &Daemon, name: &str, wanted: &HaPolicy, who: &Princi
         return serde_json::from_slice(&answer).map_err(|error| Problem::new(Code::Internal, error.to_string()));
     }
     let made = protect(daemon, ha, vm, wanted).await?;
-    let Some(standby) = &wanted.standby else { return Ok(made) };
+    with_standby(daemon, vm, wanted, made).await
+}
+
+/// Gives it its standby as well, if one is named.
+async fn with_standby(daemon: &Daemon, vm: VmId, wanted: &HaPolicy, done: HaVm) -> Result<HaVm> {
+    let Some(standby) = &wanted.standby else { return Ok(done) };
     pairs::set(daemon, vm, standby).await?;
     Ok(views::one(&fresh(daemon).await?, vm, None))
 }

@@ -179,20 +179,16 @@ pub(super) fn may_start(view: &View, vm: VmId) -> Result<()> {
 
 /// As the API shows it.
 pub(super) fn show(view: &View, vm: VmId) -> Option<HaPair> {
-    let (_, pair) = view.pair_of(vm)?;
+    let (key, pair) = view.pair_of(vm)?;
     let pair = &pair.value;
     Some(HaPair {
         role: if pair.active == vm { "active" } else { "standby" }.into(),
         other: name(view, pair.other(vm)),
         generation: pair.generation,
         settled: pair.is_settled(),
-        takes_over: pair.active == vm && pair::fit(view, key(view, vm)?).is_ok(),
+        takes_over: pair.active == vm && pair::fit(view, key).is_ok(),
         note: pair.note.clone(),
     })
-}
-
-fn key(view: &View, vm: VmId) -> Option<VmId> {
-    view.pair_of(vm).map(|(key, _)| key)
 }
 
 /// How the active one of a pair was given its standby.

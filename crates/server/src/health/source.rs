@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,7 +11,7 @@ use std::{
 use serde_json::Value;
 use ureq::{
     Agent,
-    tls::{Certificate, RootCerts, TlsConfig, TlsProvider},
+    tls::{TlsConfig, TlsProvider},
 };
 use virtward_decide::health::{
     Trouble,
@@ -84,8 +85,8 @@ impl Source {
 fn ask(of: Of) -> Result<(Of, Vec<Trouble>), String> {
     match of {
         Of::Metrics { url, mut counters } => {
-            let agent = agent(TlsConfig::default());
-            let page = get(&agent, &url, None, PAGE_BYTES_MAX)?;
+            let agent = agent(&url, None, false)?;
+            let page = get(&agent, &url, None, PAGE_BYTES_MAX)?.ok_or_else(|| answered(404))?;
             let troubles = metrics::troubles(&String::from_utf8_lossy(&page), &mut counters);
             Ok((Of::Metrics { url, counters }, troubles))
         }
@@ -99,7 +100,7 @@ fn ask(of: Of) -> Result<(Of, Vec<Trouble>), String> {
 /// Reads what the root leads to, breadth first.
 fn tree(config: &RedfishConfig) -> Result<Vec<Trouble>, String> {
     use base64::{Engine, engine::general_purpose::STANDARD};
-    let agent = agent(tls(config)?);
+    let agent = agent(&config.url, config.ca_file.as_deref(), config.insecure)?;
     let login = match &config.login {
         Some((user, file)) => {
             let password = trust::secret(file).map_err(|failure| failure.text)?;
@@ -115,16 +116,13 @@ fn tree(config: &RedfishConfig) -> Result<Vec<Trouble>, String> {
             return Err(format!("it did not tell everything in {} s", TREE_MAX.as_secs()));
         }
         let url = format!("{}{path}", config.url.trim_end_matches('/'));
-        let document = get(&agent, &url, login.as_deref(), DOCUMENT_BYTES_MAX);
-        let document = document.and_then(|bytes| {
-            serde_json::from_slice::<Value>(&bytes).map_err(|error| format!("{path} is no JSON: {error}"))
-        });
-        let document = match document {
-            Ok(document) => document,
+        let bytes = match get(&agent, &url, login.as_deref(), DOCUMENT_BYTES_MAX)? {
+            Some(bytes) => bytes,
             // A part that its vendor forgot is no reason to know nothing of the others.
-            Err(why) if path != ROOT && why.ends_with("404") => continue,
-            Err(why) => return Err(why),
+            None if path != ROOT => continue,
+            None => return Err(answered(404)),
         };
+        let document: Value = serde_json::from_slice(&bytes).map_err(|error| format!("{path} is no JSON: {error}"))?;
         found.extend(redfish::troubles(&document));
         for link in redfish::links(&document) {
             if seen.len() < DOCUMENTS_MAX && seen.insert(link.clone()) {
@@ -135,19 +133,16 @@ fn tree(config: &RedfishConfig) -> Result<Vec<Trouble>, String> {
     Ok(found)
 }
 
-fn tls(config: &RedfishConfig) -> Result<TlsConfig, String> {
-    let builder = TlsConfig::builder()
-        .provider(TlsProvider::Rustls)
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
-    if config.insecure || !config.url.starts_with("https:") {
-        return Ok(builder.disable_verification(config.insecure).build());
-    }
-    let all = trust::certificates(config.ca_file.as_deref()).map_err(|failure| failure.text)?;
-    let roots = all.iter().map(|der| Certificate::from_der(der).to_owned()).collect::<Vec<_>>();
-    Ok(builder.root_certs(RootCerts::Specific(Arc::new(roots))).build())
-}
-
-fn agent(tls: TlsConfig) -> Agent {
+fn agent(url: &str, ca_file: Option<&Path>, insecure: bool) -> Result<Agent, String> {
+    let tls = match insecure {
+        // Its authorities do not matter, and may not be there.
+        true => TlsConfig::builder()
+            .provider(TlsProvider::Rustls)
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .disable_verification(true)
+            .build(),
+        false => trust::tls(url, ca_file).map_err(|failure| failure.text)?,
+    };
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
@@ -155,18 +150,27 @@ fn agent(tls: TlsConfig) -> Agent {
         .timeout_global(Some(ANSWER_MAX))
         .proxy(None)
         .tls_config(tls);
-    Agent::new_with_config(config.build())
+    Ok(Agent::new_with_config(config.build()))
 }
 
-fn get(agent: &Agent, url: &str, login: Option<&str>, bytes_max: u64) -> Result<Vec<u8>, String> {
+fn answered(status: u16) -> String {
+    format!("it answered {status}")
+}
+
+/// What is there; none if nothing is.
+fn get(agent: &Agent, url: &str, login: Option<&str>, bytes_max: u64) -> Result<Option<Vec<u8>>, String> {
     let mut request = agent.get(url).header("user-agent", concat!("virtward/", env!("CARGO_PKG_VERSION")));
     if let Some(login) = login {
         request = request.header("authorization", login);
     }
     let mut answer = request.call().map_err(|error| trust::explained(&error.to_string()))?;
     match answer.status().as_u16() {
-        200 => answer.body_mut().with_config().limit(bytes_max).read_to_vec().map_err(|error| error.to_string()),
+        200 => {
+            let body = answer.body_mut().with_config().limit(bytes_max).read_to_vec();
+            body.map(Some).map_err(|error| error.to_string())
+        }
         401 | 403 => Err("it refuses the user; check user and password-file".into()),
-        status => Err(format!("it answered {status}")),
+        404 => Ok(None),
+        status => Err(answered(status)),
     }
 }

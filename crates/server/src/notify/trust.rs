@@ -1,8 +1,9 @@
 //! Whom to trust on the way to a webhook or a mail server: the system's certificates, or a file that the operator names.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use rustls::pki_types::{CertificateDer, pem::PemObject};
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
 use super::Failure;
 
@@ -31,6 +32,19 @@ pub fn certificates(ca_file: Option<&Path>) -> Result<Vec<CertificateDer<'static
     let mut readable = rustls::RootCertStore::empty();
     all.retain(|certificate| readable.add(certificate.clone()).is_ok());
     if all.is_empty() { Err(wrong(&"it holds none")) } else { Ok(all) }
+}
+
+/// How a connection to a URL is made: with a certificate of these authorities where it is encrypted.
+pub fn tls(url: &str, ca_file: Option<&Path>) -> Result<TlsConfig, Failure> {
+    let builder = TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    if !url.starts_with("https:") {
+        return Ok(builder.build());
+    }
+    let all = certificates(ca_file)?;
+    let roots = all.iter().map(|der| Certificate::from_der(der).to_owned()).collect::<Vec<_>>();
+    Ok(builder.root_certs(RootCerts::Specific(Arc::new(roots))).build())
 }
 
 /// What a library says of a connection, with what to do about certificates, and nothing said twice in a row.

@@ -6,11 +6,7 @@ use std::{sync::Arc, time::Duration};
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
-use ureq::{
-    Agent,
-    http::Uri,
-    tls::{Certificate, RootCerts, TlsConfig, TlsProvider},
-};
+use ureq::{Agent, http::Uri};
 
 use super::{Failure, message::Message, trust};
 use crate::config::{MaybeSecret, WebhookConfig};
@@ -58,7 +54,7 @@ fn post(config: &WebhookConfig, message: &Message) -> Result<(), Failure> {
     let at = origin_of(&url);
     let body = serde_json::to_vec(message).map_err(|error| Failure::lasting(error.to_string()))?;
     let timestamp = Timestamp::now().as_second().to_string();
-    let agent = agent(config, url.starts_with("https:"))?;
+    let agent = agent(config, &url)?;
     let mut request = agent
         .post(&url)
         .header("content-type", "application/json")
@@ -88,22 +84,13 @@ fn post(config: &WebhookConfig, message: &Message) -> Result<(), Failure> {
     }
 }
 
-fn agent(config: &WebhookConfig, is_https: bool) -> Result<Agent, Failure> {
-    let mut builder = Agent::config_builder()
+fn agent(config: &WebhookConfig, url: &str) -> Result<Agent, Failure> {
+    let builder = Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
         .max_redirects_will_error(false)
-        .timeout_global(Some(TIME_MAX));
-    if is_https {
-        let all = trust::certificates(config.ca_file.as_deref())?;
-        let roots = all.iter().map(|der| Certificate::from_der(der).to_owned()).collect::<Vec<_>>();
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::Rustls)
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .root_certs(RootCerts::Specific(Arc::new(roots)))
-            .build();
-        builder = builder.tls_config(tls);
-    }
+        .timeout_global(Some(TIME_MAX))
+        .tls_config(trust::tls(url, config.ca_file.as_deref())?);
     Ok(Agent::new_with_config(builder.build()))
 }
 

@@ -96,6 +96,17 @@ async fn what_metrics_say_is_believed_told_and_kept_while_they_are_silent() {
 }
 
 #[tokio::test]
+async fn metrics_over_tls_are_asked_for_by_tls() {
+    // A server that speaks none: what it answers is no handshake, and is said to be that.
+    let url = Pages::default().serve().await.replace("http:", "https:");
+    let daemon = with_health(Place::new(), HealthConfig { metrics: vec![url.clone()], ..quickly() }).await;
+    daemon.wait("the refusal", async || health(&daemon).await["unread"][0].is_string()).await;
+    let unread = health(&daemon).await["unread"][0].as_str().unwrap().to_owned();
+    assert!(unread.contains("InvalidContentType") || unread.contains("corrupt message"), "{unread}");
+    daemon.end().await;
+}
+
+#[tokio::test]
 async fn a_management_controller_is_walked_with_a_login_that_is_never_shown() {
     let login = format!("Basic {}", STANDARD.encode("reader:very-secret"));
     let pages = Pages { login: Some(login), ..Pages::default() };

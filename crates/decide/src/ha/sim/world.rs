@@ -17,7 +17,7 @@ use crate::ha::{
     agent::{self, Agent, Ended, LocalVm},
     coordinator::{self, Coordinator, FenceOutcome},
     planted::{Planted, planted},
-    record::{Desired, Gate, HostId, View, VmId, VmPhase, VmPolicy, VmRecord, WatchdogClass, vm_key},
+    record::{Gate, HostId, View, VmId, VmRecord, WatchdogClass, fixture, vm_key},
     timing::{Moment, Timing},
     txn::{Answer, Txn},
 };
@@ -183,21 +183,9 @@ impl World {
 
     fn define_vms(&mut self) {
         for n in 0..self.setup.vms {
-            let record = VmRecord {
-                name: format!("v{}", n + 1),
-                generation: 0,
-                owner: None,
-                moving_to: None,
-                phase: VmPhase::Stopped,
-                desired: Desired::Running,
-                ready: false,
-                failed_on: BTreeMap::new(),
-                service_moves: 0,
-                blocked: None,
-                note: String::new(),
-                // No agents are played here.
-                policy: VmPolicy { memory_bytes: 1 << 30, gate: Gate::Running, ..VmPolicy::default() },
-            };
+            // No agents are played here.
+            let mut record = VmRecord { generation: 0, ..fixture::vm(&format!("v{}", n + 1), 1 << 30) };
+            record.policy.gate = Gate::Running;
             assert_eq!(
                 self.kv.txn(&Txn::default().put(vm_key(vm_id(n)), &record)),
                 Answer::Done { revision: n as u64 + 1 }

@@ -103,6 +103,17 @@ pub async fn store_exports(
         opened(client, job, &terms.subject)
     };
     let sources = futures::future::try_join_all(exports.into_iter().map(open)).await?;
+    stored(writer, sources, terms, observer, cancel).await
+}
+
+/// Reads disks that are open and stores them.
+async fn stored(
+    writer: &Writer,
+    sources: Vec<(DiskJob, Source)>,
+    terms: &Terms,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<Vec<DiskRecord>> {
     let flow = Flow::new(terms.bandwidth.map(|rate| rate.get()), observer, &terms.subject, cancel);
     disks::store(writer, sources, terms.sample_regions, &flow).await
 }
@@ -176,8 +187,7 @@ impl<'a> Store<'a> {
                 let open = |(disk, access)| open(disk, access, &job.vm.name);
                 let sources = futures::future::try_join_all(disks.into_iter().map(open)).await?;
                 job.phase(Phase::Copying);
-                let flow = Flow::new(terms.bandwidth.map(|rate| rate.get()), job.observer, &job.vm.name, job.cancel);
-                disks::store(writer, sources, terms.sample_regions, &flow).await
+                stored(writer, sources, &terms, job.observer, job.cancel).await
             }
             Self::There(proxy) => {
                 let mut exports = Vec::new();
