@@ -1,8 +1,12 @@
 //! Requests that nobody would send: made from the routes and the schemas, with a seed. Whatever comes, the daemon
 //! answers with a problem or with what was asked for, never with 5xx, and goes on.
 
+use futures::{StreamExt, stream};
 use serde_json::{Map, Value, json};
-use virtward_api::{openapi, routes};
+use virtward_api::{
+    openapi,
+    routes::{self, Route},
+};
 
 use crate::common::{Place, send};
 
@@ -124,20 +128,18 @@ fn escaped(text: &str) -> String {
         .collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_that_is_sent_breaks_the_daemon() {
-    const REQUESTS: usize = 2500;
-    let place = Place::new();
-    place.vm("web1", &["gold"], 1).await;
-    let daemon = place.start().await;
-    daemon.backup("web1").await;
-    let document = openapi::document();
-    let seed = std::env::var("VIRTWARD_FUZZ_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    let mut random = Random(seed);
-    let mut counts = std::collections::BTreeMap::<u16, usize>::new();
-    let routes: Vec<_> = routes::ROUTES.iter().filter(|route| route.name != "stream").collect();
-    for number in 0..REQUESTS {
-        let route = *random.pick(&routes);
+/// A request as it is sent.
+#[derive(Debug)]
+struct Sent {
+    method: &'static str,
+    path: String,
+    headers: Vec<(&'static str, String)>,
+    body: Option<Value>,
+}
+
+impl Sent {
+    fn any(random: &mut Random, routes: &[&'static Route], document: &Value) -> Self {
+        let route = *random.pick(routes);
         let mut path: String = route
             .path
             .split('/')
@@ -155,29 +157,57 @@ async fn nothing_that_is_sent_breaks_the_daemon() {
         } else {
             route.method.as_str()
         };
-        let schema = document["paths"][route.path][route.method.as_str().to_lowercase()]["requestBody"]["content"]["application/json"]["schema"].clone();
+        let operation = &document["paths"][route.path][route.method.as_str().to_lowercase()];
+        let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
         let body = match (schema.is_null(), random.below(10)) {
             (_, 0) => Some(random.anything(4)),
             (true, _) => None,
-            (false, _) => Some(random.fitting(&schema, &document, 6)),
+            (false, _) => Some(random.fitting(schema, document, 6)),
         };
-        let key = format!("k{}", random.below(50));
-        let mut headers: Vec<(&str, &str)> = Vec::new();
+        let mut headers = Vec::new();
         if random.below(4) == 0 {
-            headers.push(("idempotency-key", &key));
+            headers.push(("idempotency-key", format!("k{}", random.below(50))));
         }
         if random.below(8) == 0 {
-            headers.push(("if-match", *random.pick(&["0", "x", "\"1\"", "99999999999999999999"])));
+            headers.push(("if-match", (*random.pick(&["0", "x", "\"1\"", "99999999999999999999"])).to_owned()));
         }
-        let shown = format!("seed {seed}, request {number}: {method} {path} {body:?}");
-        let answer = send(&daemon.client, method, &path, &headers, body).await;
-        *counts.entry(answer.status).or_default() += 1;
-        let text = String::from_utf8_lossy(&answer.body);
-        assert!(answer.status < 500, "{shown}: {} {text}", answer.status);
-        if answer.status >= 400 && method != "HEAD" {
-            assert_eq!(answer.headers["content-type"], "application/problem+json", "{shown}: {text}");
-        }
+        Self { method, path, headers, body }
     }
+}
+
+/// Requests under way together.
+const AT_ONCE: usize = 16;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_is_sent_breaks_the_daemon() {
+    const REQUESTS: usize = 2500;
+    let place = Place::new();
+    place.vm("web1", &["gold"], 1).await;
+    let daemon = place.start().await;
+    daemon.backup("web1").await;
+    let document = openapi::document();
+    let seed = std::env::var("VIRTWARD_FUZZ_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let mut random = Random(seed);
+    let mut counts = std::collections::BTreeMap::<u16, usize>::new();
+    let routes: Vec<_> = routes::ROUTES.iter().filter(|route| route.name != "stream").collect();
+    let requests = (0..REQUESTS).map(|_| Sent::any(&mut random, &routes, &document));
+    let mut answers = stream::iter(requests.enumerate())
+        .map(async |(number, sent)| {
+            let headers: Vec<_> = sent.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let answer = send(&daemon.client, sent.method, &sent.path, &headers, sent.body.clone()).await;
+            let shown = || format!("seed {seed}, request {number}: {sent:?}");
+            let text = String::from_utf8_lossy(&answer.body);
+            assert!(answer.status < 500, "{}: {} {text}", shown(), answer.status);
+            if answer.status >= 400 && sent.method != "HEAD" {
+                assert_eq!(answer.headers["content-type"], "application/problem+json", "{}: {text}", shown());
+            }
+            answer.status
+        })
+        .buffer_unordered(AT_ONCE);
+    while let Some(status) = answers.next().await {
+        *counts.entry(status).or_default() += 1;
+    }
+    drop(answers);
     assert!(counts.len() >= 6, "too uniform to have tested much: {counts:?}");
     // It still works.
     daemon
