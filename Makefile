@@ -29,8 +29,7 @@ test-build:
 # What the build wrote is on the disk before guests are judged by how long they could not write.
 test: test-build
 	sync
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} $(CARGO) test --workspace --lib --bins --tests --no-fail-fast
-	$(CARGO) test --workspace --doc
+	scripts/test.sh
 
 # Every parser with what a fuzzer makes up, for FUZZ_SECONDS each.
 FUZZ_SECONDS ?= 60
