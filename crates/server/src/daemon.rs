@@ -318,12 +318,19 @@ impl Daemon {
         self.repositories.all().iter().map(|entry| entry.config.name.clone()).collect()
     }
 
-    /// Reads a repository's restore points again, measures it if asked, and tells of it.
-    pub async fn refresh(&self, entry: &Arc<Entry>, measure: bool) {
-        let changed = entry.refresh().await;
-        if measure && let Err(problem) = self.repositories.measure(entry).await {
-            tracing::warn!(repository = entry.config.name, %problem, "it could not be measured");
+    /// Measures how large a repository is and tells of it.
+    pub async fn measure(&self, entry: &Arc<Entry>) {
+        match self.repositories.measure(entry).await {
+            Ok(()) => self.hub.send("repositories", "repository", &views::repository(self, entry)),
+            Err(problem) => {
+                tracing::warn!(repository = entry.config.name, %problem, "it could not be measured");
+            }
         }
+    }
+
+    /// Reads a repository's restore points again and tells of it.
+    pub async fn refresh(&self, entry: &Arc<Entry>) {
+        let changed = entry.refresh().await;
         let view = entry.view();
         if changed {
             let name = entry.config.name.clone();

@@ -119,7 +119,7 @@ pub async fn others(daemon: Arc<Daemon>, cancel: Cancel) {
         }
         for entry in daemon.repositories.take_stale() {
             tokio::select! {
-                () = daemon.refresh(&entry, false) => {}
+                () = daemon.refresh(&entry) => {}
                 () = cancel.cancelled() => return,
             }
         }
@@ -133,7 +133,10 @@ pub async fn housekeeping(daemon: Arc<Daemon>, cancel: Cancel) {
         let is_time = looks % LOOKS_PER_TIDY == 0;
         let work = async {
             for entry in daemon.repositories.all() {
-                daemon.refresh(&entry, is_time && daemon.leader.is_leader()).await;
+                daemon.refresh(&entry).await;
+                if is_time && daemon.leader.is_leader() {
+                    daemon.measure(&entry).await;
+                }
             }
             if is_time && daemon.leader.is_leader() {
                 for outcome in [daemon.jobs.prune().await, daemon.access.prune().await] {

@@ -181,7 +181,7 @@ async fn resolve(daemon: &Daemon, entry: &Arc<Entry>, text: &str) -> Result<Rest
     match look() {
         Err(problem) if problem.code == Code::NotFound => {
             // Somebody else may have made it a moment ago.
-            daemon.refresh(entry, false).await;
+            daemon.refresh(entry).await;
             if let Some(error) = &entry.view().error {
                 return Err(Problem::new(Code::Repository, error.clone()));
             }

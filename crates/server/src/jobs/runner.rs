@@ -25,6 +25,7 @@ use crate::{
     daemon::Daemon,
     events::Note,
     failures::{self, Result},
+    repositories::Entry,
     views::Views,
 };
 
@@ -35,6 +36,8 @@ const BUSY_AGAIN: SignedDuration = SignedDuration::from_secs(5);
 const BUSY_MAX: SignedDuration = SignedDuration::from_mins(30);
 /// How long after the start jobs wait for the first sight of the host: libvirt may come up later than the daemon does.
 const FIRST_SIGHT_MAX: SignedDuration = SignedDuration::from_mins(5);
+/// Longest wait for a repository to name its restore points again.
+const REREAD_WITHIN: Duration = Duration::from_secs(5);
 /// Between two tries to record what a job did.
 const PERSIST_AGAIN: Duration = Duration::from_secs(1);
 /// VMs and disks of a host that move at the same time.
@@ -283,6 +286,7 @@ async fn one(daemon: &Arc<Daemon>, record: Record, cancel: Cancel) {
             (state, Some(error), None)
         }
     };
+    reread(daemon, &record).await;
     let finish = || jobs.finish(id, state, error.clone(), result.clone()).boxed();
     if let Some(record) = persist(daemon, "ended", finish).await {
         after(daemon, &record).await;
@@ -391,6 +395,26 @@ fn retry_at(daemon: &Daemon, record: &Record) -> Option<Timestamp> {
     Timestamp::now().checked_add(Seconds(wait).duration()).ok()
 }
 
+/// Repositories in which a job stored something.
+fn grown(daemon: &Daemon, record: &Record) -> Option<Arc<Entry>> {
+    let name = match &record.work {
+        Work::Backup { .. } => &record.job.repository,
+        Work::Copy { to, .. } => to,
+        _ => return None,
+    };
+    daemon.repositories.find(Some(name)).ok()
+}
+
+/// Has restore points read again that a job made or deleted, so that whoever sees its end sees them too. A repository that
+/// does not answer does not keep the job from ending.
+async fn reread(daemon: &Arc<Daemon>, record: &Record) {
+    let pruned =
+        (record.job.kind == JobKind::Prune).then(|| daemon.repositories.find(Some(&record.job.repository)).ok());
+    for entry in grown(daemon, record).into_iter().chain(pruned.flatten()) {
+        let _ = tokio::time::timeout(REREAD_WITHIN, daemon.refresh(&entry)).await;
+    }
+}
+
 /// What follows a job that ended.
 async fn after(daemon: &Arc<Daemon>, record: &Record) {
     let job = &record.job;
@@ -419,14 +443,9 @@ async fn after(daemon: &Arc<Daemon>, record: &Record) {
         if let Err(problem) = kept {
             tracing::warn!(%problem, "the result of maintenance was not kept");
         }
-        if matches!(job.kind, JobKind::Backup | JobKind::Prune | JobKind::Copy) {
-            daemon.refresh(&entry, job.kind == JobKind::Backup).await;
-        }
     }
-    if let (JobKind::Copy, Work::Copy { to, .. }) = (job.kind, &record.work)
-        && let Ok(entry) = daemon.repositories.find(Some(to))
-    {
-        daemon.refresh(&entry, true).await;
+    if let Some(entry) = grown(daemon, record) {
+        daemon.measure(&entry).await;
     }
     // Its newest restore point may be another one, and it has no job any more.
     let views = Views::new(daemon);
