@@ -1,6 +1,6 @@
 //! The VMs that this host owns: from claim to vCPUs, and from a process that ended to what the store says about it.
 
-use std::collections::BTreeMap;
+use std::{cmp::Ordering, collections::BTreeMap};
 
 use super::{About, Agent, Effect};
 use crate::ha::{
@@ -104,7 +104,7 @@ impl Agent {
         self.stopped.retain(|vm, _| view.vms.contains_key(vm));
         for (vm, record) in &view.vms {
             if record.value.is_owned_by(&me, epoch) && record.value.phase != VmPhase::Stopped {
-                self.mine_seen(now, *vm, record);
+                self.mine_seen(now, *vm, record, view.revision);
             }
         }
         let mut lost = Vec::new();
@@ -126,7 +126,8 @@ impl Agent {
         self.settle_moves(now, view, epoch, out);
     }
 
-    fn mine_seen(&mut self, now: Moment, vm: VmId, record: &Versioned<VmRecord>) {
+    /// The store says that a VM is this host's; `as_of` is the revision of all that was read with it.
+    fn mine_seen(&mut self, now: Moment, vm: VmId, record: &Versioned<VmRecord>, as_of: u64) {
         let step = match record.value.phase {
             VmPhase::Running => Step::Running,
             // A process of an earlier daemon that never ran: the shell ends it before it makes a new one.
@@ -141,10 +142,25 @@ impl Agent {
             self.vms.insert(vm, task);
             return;
         };
+        let runs = task.step == Step::Running && task.gone.is_none() && task.report.is_none();
+        // Generations only rise, and a later look has this host's last word: otherwise the store was restored to a time before.
+        let went_back = match record.revision.cmp(&task.record.revision) {
+            Ordering::Less => as_of >= task.record.revision,
+            Ordering::Equal => false,
+            Ordering::Greater => record.value.generation < task.record.value.generation,
+        };
+        if went_back {
+            // The VM was this host's then and is now, so what it has come to since is said again, whatever step it is at.
+            task.record.revision = record.revision;
+            task.tried = None;
+            if runs {
+                task.report = Some(Report::Here);
+            }
+            return;
+        }
         if record.revision <= task.record.revision {
             return;
         }
-        let runs = task.step == Step::Running && task.gone.is_none() && task.report.is_none();
         let newer = record.value.generation != task.record.value.generation;
         task.record = record.clone();
         if runs && step != Step::Running {

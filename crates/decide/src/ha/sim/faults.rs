@@ -83,7 +83,8 @@ impl World {
                 if let Some(backup) = self.backup.take() {
                     self.touch_all();
                     (self.restored, self.checks.down) = (true, Default::default());
-                    self.kv.restore(&backup);
+                    let anew = self.now % 2 == 1;
+                    self.kv.restore(&backup, anew);
                 }
             }
             Fault::GuestShutsDown(vm) => self.end_guest(vm, Ended::ByGuest, true),
@@ -140,7 +141,8 @@ impl World {
         let now = self.now;
         for n in 0..self.nodes.len() {
             let node = &mut self.nodes[n];
-            (node.store_cut, node.bmc) = (false, if node.bmc == Bmc::Missing { Bmc::Missing } else { Bmc::Works });
+            (node.store_cut, node.edge) = (false, false);
+            node.bmc = if node.bmc == Bmc::Missing { Bmc::Missing } else { Bmc::Works };
             node.deaf.clear();
             (node.stopped_until, node.frozen_until) = (node.stopped_until.min(now), node.frozen_until.min(now));
             node.qemus.values_mut().for_each(|qemu| qemu.stuck_until = 0);

@@ -55,9 +55,14 @@ impl Kv {
         Answer::Done { revision: self.revision }
     }
 
-    /// What a restore from a backup makes of it: old contents under revisions that were never used.
-    pub(super) fn restore(&mut self, backup: &Kv) {
-        let bumped = self.revision + 1_000;
-        *self = Kv { entries: backup.entries.clone(), revision: bumped, view: None };
+    /// What a restore from a backup makes of it: the store's revision was never used before; those of what is in it are as
+    /// they were, or, if it was written into a store that is in use, new.
+    pub(super) fn restore(&mut self, backup: &Kv, anew: bool) {
+        let revision = self.revision + 1_000;
+        let mut entries = backup.entries.clone();
+        if anew {
+            entries.values_mut().for_each(|(_, of)| *of = revision);
+        }
+        *self = Kv { entries, revision, view: None };
     }
 }

@@ -104,7 +104,7 @@ fn scenarios_read_as_they_did() {
     let dead_devices = || Setup { bmcs: vec![Bmc::NoPower], ..calm() };
     type Scenario = (&'static str, Setup, Vec<(u64, Fault)>, &'static [usize]);
     let a_pair = |demote| Setup { pair: Some(demote), vms: 2, ..calm() };
-    let scenarios: [Scenario; 8] = [
+    let scenarios: [Scenario; 9] = [
         ("power-cut-fence-device", calm(), vec![(30_000, Fault::PowerCut(1))], &[1]),
         ("power-cut-watchdog-alone", dead_devices(), vec![(30_000, Fault::PowerCut(1))], &[1]),
         (
@@ -121,6 +121,12 @@ fn scenarios_read_as_they_did() {
             a_pair(true),
             vec![(30_000, Fault::PowerCut(2)), (90_000, Fault::PowerCut(0))],
             &[0, 2],
+        ),
+        (
+            "store-restored-while-a-guest-is-started-again",
+            calm(),
+            vec![(30_000, Fault::Backup), (35_000, Fault::Crash(1, true)), (35_280, Fault::Restore)],
+            &[],
         ),
         ("guest-shuts-down", calm(), vec![(30_000, Fault::GuestShutsDown(1)), (40_000, Fault::PowerCut(1))], &[1]),
     ];
