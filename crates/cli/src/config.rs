@@ -725,6 +725,34 @@ mod tests {
     }
 
     #[test]
+    fn whatever_is_written_is_settled_or_refused() {
+        const WRITTEN: &str = "repo = \"s3://b/p\"\ncache-size = \"1.5GiB\" # c\n[s3]\nobject-lock-days = 0x1e\n[backup]\n\
+            bandwidth = '1MiB'\n[retention]\nkeep-within = \"1y2mo\"\nkeep-tags = [\"a\"]\n[repositories.x]\nrepo = \"/x\"\n\
+            [[ha.fence]]\nhost = \"h\"\nparameters = { a = 1 }\n[notify]\n";
+        const WITH: [&str; 12] = ["\"", "'''", "[", "]]", "=", ".", "\n", "\\u12", "\0", "\u{10ffff}", "9e99", "{"];
+        let check = |text: &str| {
+            if let Err(failure) = settled(&Global::default(), &[], text) {
+                assert!(!failure.message.is_empty());
+            }
+        };
+        for at in 0..WRITTEN.len() {
+            let (before, after) = WRITTEN.split_at(at);
+            check(before);
+            for with in WITH {
+                check(&format!("{before}{with}{after}"));
+                check(&format!("{before}{with}{}", &after[1..]));
+            }
+        }
+        for deep in ["a.", "[", "x = [", "{a=", "[a."] {
+            let deep = deep.repeat(100_000);
+            check(&deep);
+            check(&format!("[repositories]\nx = {deep}"));
+            check(&format!("{deep}b = 1"));
+            check(&format!("[repositories.{deep}b]"));
+        }
+    }
+
+    #[test]
     fn two_secrets_in_one_place_are_refused() {
         let failure = settled(&Global::default(), &[], "key-file = \"/a\"\npassword-file = \"/b\"").unwrap_err();
         assert_eq!(failure.kind, Kind::Usage);

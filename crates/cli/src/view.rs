@@ -133,8 +133,10 @@ fn sum(point: &RestorePoint, of: impl Fn(&DiskRecord) -> u64) -> Bytes {
 
 /// Restore points as a table, in the order given. Ids are shortened as far as they stay unique among `all`.
 pub fn list(points: &[&RestorePoint], all: &[RestorePoint], holds: &Holds, now: Timestamp) -> Table {
-    let mut table =
-        Table::new(&["ID", "VM", "TAKEN", "AGE", "KIND", "SOURCE", "QUIESCE", ">SIZE", ">READ", ">STORED", "HELD"]);
+    let headings = ["ID", "VM", "TAKEN", "AGE", "KIND", "SOURCE", "QUIESCE", ">SIZE", ">READ", ">STORED", "HELD"];
+    // Where nothing is held there is no such column.
+    let shown = headings.len() - usize::from(!points.iter().any(|point| holds.contains_key(&point.id)));
+    let mut table = Table::new(&headings[..shown]);
     let ids = ShortIds::new(all);
     for point in points {
         table.row([

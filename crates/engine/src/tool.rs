@@ -37,7 +37,8 @@ pub(crate) struct ImageServer {
 }
 
 impl ImageServer {
-    /// Starts the server of an image of our own making, to be written to.
+    /// Starts the server of an image of our own making, to be written to. Nothing is durable when
+    /// it has ended: QEMU's VMDK driver would ask for that after every 64 KiB that it allocates. The caller sees to it.
     pub(crate) async fn start_writable(path: &Path, format: &str) -> Result<Self> {
         let node = serde_json::json!({ "driver": format, "file": file_node(path)?, "discard": "unmap" });
         Self::start_node(&node, path, true, None).await
@@ -57,11 +58,9 @@ impl ImageServer {
             .map_err(Error::io("create a directory for an NBD socket"))?;
         let socket = dir.path().join("sock");
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "qemu-nbd", "--persistent", "--shared=8", "--cache=writeback"]);
+        command.args(["--pdeathsig", "KILL", "qemu-nbd", "--persistent", "--shared=8"]);
         command.arg("--socket").arg(&socket);
-        if !writable {
-            command.arg("--read-only");
-        }
+        command.args(if writable { &["--cache=unsafe"][..] } else { &["--cache=writeback", "--read-only"] });
         if let Some(bitmap) = bitmap {
             command.arg("--bitmap").arg(bitmap);
         }

@@ -7,8 +7,12 @@ use crate::handshake::{Goal, Handshake, Progress};
 use crate::wire::{Command, Framing};
 
 /// Plays the server's part with `data`: a handshake, or the transmission phase in one of the three framings, in pieces
-/// of several sizes. Whatever the bytes are, the parsers end with an answer, an error, or the wish for more.
+/// of several sizes. Whatever the bytes are, the parsers end with an answer, an error, or the wish for more. So does that of
+/// addresses.
 pub fn wire(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        let _ = crate::Address::parse_uri(text);
+    }
     let Some((&first, data)) = data.split_first() else { return };
     let step = [1, 3, 17, 4096][usize::from(first >> 2) % 4];
     match first & 3 {

@@ -45,6 +45,11 @@ struct Body {
     since: Timestamp,
 }
 
+/// For the fuzzer: a body of anything.
+pub(crate) fn any_body(bytes: &[u8]) {
+    let _ = serde_json::from_slice::<Body>(bytes);
+}
+
 impl Repository {
     /// The hold on a restore point, looked up in the store.
     pub fn hold(&self, id: PointId) -> Result<Option<Hold>> {

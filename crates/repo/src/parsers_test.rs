@@ -5,15 +5,17 @@ use proptest::prelude::*;
 use crate::{
     crypto::Key,
     format::{ChunkId, ObjectId, config::Config, cursor::push_checksum},
-    fuzz::everything,
+    fuzz::{contents, everything},
     index::segment::{self, IndexEntry},
     keys::{KdfCost, KeyRing, Secret, ring::Class, slot},
-    manifest::{Page, Ref, point},
+    lease::{Beat, Epoch},
+    manifest::{Page, Ref, overlay, point, point::PointRecord},
     pack::{
         Encoding, Entry, Footer, Header, PackClass, PackInfo,
         codec::{Compression, Compressor, decompress},
-        layout::{HEADER_BYTES, TAIL_BYTES},
+        layout::{HEADER_BYTES, TAIL_BYTES, parse_table},
     },
+    store::s3::xml,
 };
 
 fn entry(id: u8) -> Entry {
@@ -61,6 +63,51 @@ fn repair(bytes: &mut Vec<u8>) {
         bytes.truncate(bytes.len() - 32);
         push_checksum(bytes);
     }
+}
+
+/// The fuzzer's seeds: contents that the parsers understand.
+fn seeds() -> Vec<Vec<u8>> {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/contents");
+    let mut seeds: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    seeds.sort();
+    seeds.iter().map(|path| std::fs::read(path).unwrap()).collect()
+}
+
+#[test]
+fn contents_that_were_cut_or_changed_anywhere_are_refused_or_bounded() {
+    let seeds = seeds();
+    assert!(seeds.len() > 10, "{}", seeds.len());
+    for seed in seeds {
+        contents(&seed);
+        for at in 0..seed.len() {
+            contents(&seed[..at]);
+            for with in [0, 1, 0x7f, 0xff, b'9', b'"', b'-', seed[at] ^ 1] {
+                let mut bytes = seed.clone();
+                bytes[at] = with;
+                contents(&bytes);
+            }
+        }
+    }
+}
+
+/// A seed that is not understood sows nothing.
+#[test]
+fn the_seeds_of_contents_are_what_they_are_called() {
+    let seed =
+        |name: &str| std::fs::read(format!("{}/../../fuzz/seeds/contents/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let record: PointRecord = serde_json::from_slice(&seed("point")).unwrap();
+    record.check(record.point.id).unwrap();
+    serde_json::from_slice::<Epoch>(&seed("epoch")).unwrap();
+    serde_json::from_slice::<Beat>(&seed("beat")).unwrap();
+    overlay::apply(&seed("overlay"), &mut [0; 200]).unwrap();
+    let table = seed("table");
+    assert_eq!(parse_table(&table[4..], 372).unwrap().len(), 1);
+    IndexEntry::decode(seed("entry").first_chunk().unwrap(), 1).unwrap();
+    point::decode_attachments(&seed("attachments")).unwrap();
+    Page::decode(&seed("page"), 0).unwrap();
+    KeyRing::decode(ObjectId([0; 16]), &seed("keys")).unwrap();
+    assert_eq!(xml::list(&seed("list")).unwrap().objects.len(), 1);
+    assert!(xml::failure(&seed("error")).is_some());
 }
 
 proptest! {

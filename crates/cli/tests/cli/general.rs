@@ -26,6 +26,9 @@ fn usage_errors_are_2_in_words_and_as_json() {
         let json = sandbox.run(&[args, &["--json"]].concat()).code(2);
         assert_eq!(json.error()["kind"], "usage", "{args:?}");
     }
+    // What is missing can be had in two ways, and both are named.
+    sandbox.run(&["backup", "run"]).code(2).says("--all");
+    sandbox.run(&["backup", "verify"]).code(2).says("--all");
 }
 
 #[test]

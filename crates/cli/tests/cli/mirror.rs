@@ -93,6 +93,10 @@ fn a_write_only_key_backs_up_and_says_which_key_a_restore_needs() {
     assert!(refused.stderr.contains("\"safe\" (password, "), "{}", refused.stderr);
     assert!(!refused.stderr.contains("host7") && !Path::new(&sandbox.text("back.raw")).exists());
     restores(&sandbox, &[]);
+    let verify = ["backup", "verify", "--all"];
+    let refused = sandbox.run(&[&verify[..], &as_host[..]].concat()).code(8).says("--mode ciphertext");
+    assert!(refused.stderr.contains("\"safe\" (password, "), "{}", refused.stderr);
+    sandbox.run(&[&verify[..], &["--mode", "ciphertext"], &as_host[..]].concat()).ok();
     let listed = sandbox.run(&["repo", "key", "list"]).ok();
     assert!(listed.stdout.lines().any(|line| line.contains("host7") && !line.contains("read")), "{}", listed.stdout);
 }

@@ -87,6 +87,47 @@ fn the_guest_is_quiesced_as_asked_whatever_its_agent_does() {
     lab.assert_sound();
 }
 
+/// Answers like an agent, and freezes nothing.
+const LIAR: &str = r#"
+cat > /tmp/liar <<'END'
+for port in /sys/class/virtio-ports/*; do [ "$(cat $port/name)" = org.qemu.guest_agent.0 ] && break; done
+exec 3<>/dev/${port##*/}
+while :; do
+  read -r line <&3 || { sleep 0.2; continue; }
+  case $line in
+    *guest-sync*) say=$(echo "$line" | sed 's/.*"id": *\([0-9]*\).*/\1/') ;;
+    *fsfreeze-freeze*) say=3 ;;
+    *fsfreeze-thaw*) say=0 ;;
+    *) say='{}' ;;
+  esac
+  echo "{\"return\": $say}" >&3
+done
+END
+printf '#!/bin/sh\nexec sh /tmp/liar\n' > /sbin/agent
+"#;
+
+#[test]
+fn an_agent_that_lies_is_found_out_and_is_no_quiescing() {
+    let lab = Lab::quick(1);
+    lab.guest("web1", &[]);
+    lab.guest_sh("web1", LIAR);
+    later(&lab, "web1", "killall qemu-ga");
+    std::thread::sleep(Duration::from_secs(3));
+
+    let believed = lab.backup("web1", &[]);
+    assert_eq!(quiesce(&believed).0, "failed", "{believed}");
+    assert!(quiesce(&believed).1.contains("nothing to thaw"), "{believed}");
+    assert!(believed["warnings"].to_string().contains("crash-consistent"), "{believed}");
+
+    // What was required was not given: that is a failure, and no restore point.
+    let required = ["backup", "run", "web1", "--quiesce", "required"];
+    lab.fails(&required, 13, &["web1 could not be quiesced", "nothing to thaw", "--quiesce auto"]);
+    assert_eq!(lab.points("web1"), [believed["id"].as_str().unwrap()]);
+    lab.assert_nothing_left("h1", "web1");
+    assert_eq!(lab.backup("web1", &[])["kind"], "incremental");
+    lab.assert_sound();
+}
+
 fn is_frozen(lab: &Lab, vm: &str) -> Option<bool> {
     let output =
         lab.virsh("h1", &["qemu-agent-command", vm, "--timeout", "5", r#"{"execute":"guest-fsfreeze-status"}"#]);

@@ -23,3 +23,8 @@ pub const CHUNK_BYTES_DEFAULT: u32 = 1 << 20;
 pub const CHUNK_BYTES_MAX: u32 = 4 << 20;
 /// Most chunks that a disk may have.
 pub const DISK_CHUNKS_MAX: u64 = 1 << 32;
+
+/// Whether disks can be cut into chunks of that many bytes.
+pub fn is_chunk_size(bytes: u32) -> bool {
+    bytes.is_power_of_two() && (CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&bytes)
+}

@@ -5,7 +5,7 @@ use virtward_model::{PointId, RestorePoint};
 
 use crate::{
     error::Result,
-    format::{ChunkId, Cursor, Malformed, ObjectId, envelope::Kind, names, sealed},
+    format::{ChunkId, Cursor, Malformed, ObjectId, envelope::Kind, is_chunk_size, names, sealed},
     keys::KeyRing,
 };
 
@@ -41,6 +41,23 @@ pub struct PointRecord {
     pub epoch: u64,
 }
 
+impl PointRecord {
+    /// Whether it is what stands under that id, with numbers that can be. Who wrote it held a key, and may not be trusted
+    /// for that.
+    pub fn check(&self, id: PointId) -> Result<(), Malformed> {
+        let AttachmentRefs { bytes, chunks } = &self.attachments;
+        let attached =
+            *bytes <= ATTACHMENT_BYTES_MAX && bytes.div_ceil(ATTACHMENT_CHUNK_BYTES as u64) == chunks.len() as u64;
+        if self.point.id != id || !attached {
+            return Err(Malformed("its content contradicts itself"));
+        }
+        match self.point.disks.iter().all(|disk| is_chunk_size(disk.chunk_bytes)) {
+            true => Ok(()),
+            false => Err(Malformed("a disk has chunks of an impossible size")),
+        }
+    }
+}
+
 /// Size of an attachment chunk.
 pub const ATTACHMENT_CHUNK_BYTES: usize = 1 << 20;
 /// Longest stream of attachments.
@@ -57,11 +74,7 @@ pub fn seal(ring: &KeyRing, record: &PointRecord) -> Result<Vec<u8>> {
 pub fn open(ring: &KeyRing, id: PointId, bytes: &[u8]) -> Result<PointRecord> {
     let name = names::point(id);
     let record: PointRecord = sealed::open(ring, Kind::Point, &name, bytes)?;
-    let chunks = record.attachments.bytes.div_ceil(ATTACHMENT_CHUNK_BYTES as u64);
-    let fits = record.attachments.bytes <= ATTACHMENT_BYTES_MAX && chunks == record.attachments.chunks.len() as u64;
-    if record.point.id != id || !fits {
-        return Err(Malformed("its content contradicts itself").at(name));
-    }
+    record.check(id).map_err(|e| e.at(name))?;
     Ok(record)
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::page::{FANOUT, Page, Ref, root_level};
 use crate::{
     error::{Error, Result},
-    format::{ChunkId, DISK_CHUNKS_MAX},
+    format::{ChunkId, DISK_CHUNKS_MAX, is_chunk_size},
 };
 
 /// Where pages come from.
@@ -26,13 +26,16 @@ pub struct Tree {
 impl Tree {
     /// From the root as a disk's record spells it, and the disk's size.
     pub fn parse(root: &str, size_bytes: u64, chunk_bytes: u32) -> Result<Self> {
+        if !is_chunk_size(chunk_bytes) {
+            return Err(Error::Misuse { what: format!("disks have no chunks of {chunk_bytes} bytes") });
+        }
         let root = match root {
             "" => None,
             text => {
                 Some(text.parse().map_err(|e| Error::Misuse { what: format!("{text:?} is no manifest root: {e}") })?)
             }
         };
-        let chunks = size_bytes.div_ceil(u64::from(chunk_bytes.max(1)));
+        let chunks = size_bytes.div_ceil(u64::from(chunk_bytes));
         if chunks > DISK_CHUNKS_MAX {
             return Err(Error::Misuse {
                 what: format!("a disk of {size_bytes} bytes has too many chunks of {chunk_bytes}"),

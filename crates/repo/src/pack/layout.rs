@@ -223,7 +223,8 @@ pub fn open_table(header: &Header, ring: &KeyRing, footer: &Footer, mut sealed: 
     parse_table(table, footer.table_offset).map_err(|e| e.at(header.name()))
 }
 
-fn parse_table(table: &[u8], table_offset: u32) -> Result<Vec<Entry>, Malformed> {
+/// From the opened bytes of a table.
+pub fn parse_table(table: &[u8], table_offset: u32) -> Result<Vec<Entry>, Malformed> {
     let mut at = Cursor::new(table);
     let mut entries = Vec::with_capacity(table.len() / ENTRY_BYTES);
     let mut offset = HEADER_BYTES as u32;

@@ -33,7 +33,7 @@ use shared::{Job, Shared};
 use crate::{
     disorder::{self, Disorder},
     error::{Error, Result},
-    format::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ChunkId, ObjectId, names},
+    format::{ChunkId, ObjectId, is_chunk_size, names},
     lease::Lease,
     manifest::{
         Page, Ref, Tree,
@@ -193,7 +193,7 @@ impl Writer {
     /// Begins a disk. Several may be written at once.
     pub fn disk(&self, spec: DiskSpec) -> Result<DiskWriter> {
         self.shared.status()?;
-        if !spec.chunk_bytes.is_power_of_two() || !(CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&spec.chunk_bytes) {
+        if !is_chunk_size(spec.chunk_bytes) {
             return Err(Error::Misuse {
                 what: format!("{} is no chunk size; choose a power of two from 256 KiB to 4 MiB", spec.chunk_bytes),
             });
@@ -283,6 +283,7 @@ impl Writer {
         }
         let attachments = self.completed.take().unwrap_or_default();
         let record = Arc::new(PointRecord { attachments, writer: lease.writer(), epoch: lease.epoch(), point });
+        record.check(record.point.id).map_err(|e| Error::Misuse { what: format!("this restore point: {}", e.0) })?;
         put_point(&shared.repo, &lease, &record, mends)?;
         lock(&shared.repo.inner.points).insert(record.point.id, record);
         if disorder::is(Disorder::PointFirst) { shared.settle() } else { Ok(()) }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::common::*;
 use proptest::prelude::*;
+use virtward_model::DiskRecord;
 use virtward_repo::{Compared, DiskSpec, Error, Repository, Store, store, store::fs::FsStore};
 
 #[test]
@@ -137,6 +138,20 @@ fn misuse_is_refused() {
     disk.put(1, vec![1; CHUNK as usize]).unwrap();
     let _ = disk.put(1, vec![1; CHUNK as usize]);
     assert!(matches!(disk.finish(), Err(Error::Misuse { .. })));
+}
+
+#[test]
+fn disks_in_chunks_of_an_impossible_size_are_neither_read_nor_published() {
+    let (_, repo) = mem_repo();
+    let good = back_up(&repo, "vm", &noise(1, 3 * CHUNK as usize)).unwrap().disks.remove(0);
+    for chunk_bytes in [0, 1, 1000, CHUNK - 1, CHUNK / 2, 8 << 20, 1 << 31, u32::MAX] {
+        let disk = DiskRecord { chunk_bytes, ..good.clone() };
+        assert!(matches!(repo.disk(&disk), Err(Error::Misuse { .. })), "{chunk_bytes}");
+        let writer = repo.writer(small()).unwrap();
+        let refused = writer.publish(point("vm", vec![disk]), attachments());
+        assert!(matches!(refused, Err(Error::Misuse { .. })), "{chunk_bytes}: {refused:?}");
+    }
+    assert_eq!(repo.points().unwrap().points.len(), 1);
 }
 
 #[test]

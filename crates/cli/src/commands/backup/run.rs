@@ -18,6 +18,7 @@ use crate::{
 
 /// Arguments of `backup run`.
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("which").required(true).args(["vms", "all"])))]
 #[command(after_help = "\
 The first backup of a VM reads all that is allocated, later ones what changed.
 Every restore point is complete by itself. Of several VMs, one that fails does
@@ -30,7 +31,7 @@ Examples:
   virtward backup run web1 --json")]
 pub struct Args {
     /// VMs, by name or UUID
-    #[arg(value_name = "VM", required_unless_present = "all", conflicts_with = "all")]
+    #[arg(value_name = "VM")]
     pub vms: Vec<String>,
     /// Every VM of this host that has a disk
     #[arg(long)]

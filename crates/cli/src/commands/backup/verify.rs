@@ -15,6 +15,7 @@ use crate::{
 
 /// Arguments of `backup verify`.
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("which").required(true).args(["points", "all"])))]
 #[command(after_help = format!("{POINT_HELP}\n\n\
 Damage is reported with the restore points, disks and byte ranges that it costs;\n\
 the exit status is then 9.\n\n\
@@ -22,7 +23,7 @@ Examples:\n  virtward backup verify web1@latest\n  virtward backup verify --all 
 virtward backup verify --all --mode ciphertext --percent 10"))]
 pub struct Args {
     /// Restore points
-    #[arg(value_name = "POINT", required_unless_present = "all", conflicts_with = "all")]
+    #[arg(value_name = "POINT")]
     pub points: Vec<String>,
     /// Everything in the repository
     #[arg(long)]
@@ -62,6 +63,12 @@ pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
         return without_keys(app).await;
     }
     let repository = connect::repository(app).await?;
+    if args.mode == Mode::Full && !repository.can_restore() {
+        let failure = connect::readable(&repository).await.err();
+        let hint = failure.and_then(|failure| failure.hint).unwrap_or_default();
+        return Err(Failure::new(Kind::WrongSecret, "the key in use can write backups and not read them")
+            .hint(format!("--mode ciphertext needs no key that reads; for --mode full {hint}")));
+    }
     let points = match args.all {
         true => None,
         false => {
@@ -80,7 +87,9 @@ pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
         true => out::json(&report)?,
         false => out::text(&text(&report))?,
     }
-    damaged(report.is_ok(), report.damaged.len(), report.damaged_points.len())
+    let points = report.damaged_points.len();
+    let toll = if args.all { Toll::of_all(&report.damaged, points) } else { Toll::Points(points) };
+    damaged(report.is_ok(), report.damaged.len(), toll)
 }
 
 /// Stored bytes carry checksums that need no key: a host that only keeps a repository can check it.
@@ -98,16 +107,49 @@ async fn without_keys(app: &App) -> Result<(), Failure> {
             out::text(&objects(&report.damaged))?;
         }
     }
-    damaged(report.is_ok(), report.damaged.len(), 0)
+    damaged(report.is_ok(), report.damaged.len(), Toll::Unknown)
+}
+
+/// Whom damage costs what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Toll {
+    /// So many restore points have lost something.
+    Points(usize),
+    /// None of all restore points has lost anything.
+    Nothing,
+    /// Nobody knows without keys.
+    Unknown,
+}
+
+impl Toll {
+    /// What the damage of a whole repository costs: packs and index segments of which no restore point needs anything more
+    /// cost nothing.
+    pub fn of_all(damaged: &[Damage], points: usize) -> Self {
+        let spare = |damage: &Damage| ["data/", "meta/", "index/"].iter().any(|place| damage.object.starts_with(place));
+        if points == 0 && damaged.iter().all(spare) { Self::Nothing } else { Self::Points(points) }
+    }
 }
 
 /// The failure for damage that a report has already shown in full: in words on standard error only.
-pub fn damaged(ok: bool, objects: usize, points: usize) -> Result<(), Failure> {
+pub fn damaged(ok: bool, objects: usize, toll: Toll) -> Result<(), Failure> {
     if ok {
         return Ok(());
     }
-    let failure = Failure::new(Kind::Damaged, format!("{objects} objects and {points} restore points are damaged"))
-        .hint("restore what is needed from undamaged restore points; back up again to store the lost data anew");
+    let (what, hint) = match toll {
+        Toll::Points(points) => (
+            format!("{objects} objects and {points} restore points are damaged"),
+            "the next backup stores again what the VM still has; `virtward repo heal` takes the rest from a copy",
+        ),
+        Toll::Nothing => (
+            format!("{objects} objects are damaged, and no restore point has lost anything by it"),
+            "`virtward repo gc` removes damaged packs, `virtward repo rebuild-index` damaged index segments",
+        ),
+        Toll::Unknown => (
+            format!("{objects} objects are damaged"),
+            "with a key, `virtward backup verify --all` names the restore points, disks and byte ranges that this costs",
+        ),
+    };
+    let failure = Failure::new(Kind::Damaged, what).hint(hint);
     app::report(&failure, false);
     Err(failure.reported())
 }
@@ -164,6 +206,15 @@ mod tests {
     use virtward_repo::DamagedDisk;
 
     use super::*;
+
+    #[test]
+    fn damage_costs_nothing_only_where_all_that_is_needed_stands_elsewhere() {
+        let damage = |object: &str| Damage { object: object.into(), what: "cut short".into() };
+        assert_eq!(Toll::of_all(&[damage("data/ab/cd"), damage("index/ef")], 0), Toll::Nothing);
+        assert_eq!(Toll::of_all(&[damage("data/ab/cd")], 2), Toll::Points(2));
+        // A restore point that cannot be read is nobody's loss in the list of losses.
+        assert_eq!(Toll::of_all(&[damage("data/ab/cd"), damage("points/4f")], 0), Toll::Points(0));
+    }
 
     #[test]
     fn losses_are_named_by_disk_and_range() {

@@ -35,7 +35,11 @@ pub async fn run(app: &App, _: &Args) -> Result<(), Failure> {
         true => out::json(&report)?,
         false => out::text(&text(&report))?,
     }
-    verify::damaged(report.is_ok(), report.damaged.len(), report.damaged_points.len())
+    verify::damaged(
+        report.is_ok(),
+        report.damaged.len(),
+        verify::Toll::of_all(&report.damaged, report.damaged_points.len()),
+    )
 }
 
 fn text(report: &CheckReport) -> String {

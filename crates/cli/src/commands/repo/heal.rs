@@ -69,7 +69,7 @@ pub async fn run(app: &App, args: &Args) -> Result<(), Failure> {
         false => out::text(&text(&report, looked.damaged.len()))?,
     }
     let whole = report.damaged_points.is_empty() && report.unreadable.is_empty();
-    verify::damaged(whole, report.unreadable.len(), report.damaged_points.len())
+    verify::damaged(whole, report.unreadable.len(), verify::Toll::Points(report.damaged_points.len()))
 }
 
 fn text(report: &HealReport, damaged: usize) -> String {

@@ -7,7 +7,10 @@ use std::{path::PathBuf, time::Duration};
 
 use futures::TryFutureExt;
 use jiff::Timestamp;
-use tokio::{sync::broadcast, time::Instant};
+use tokio::{
+    sync::{broadcast, oneshot},
+    time::Instant,
+};
 use virtward_decide::tracking::{BitmapFact, DiskDecision, DiskFacts};
 use virtward_hypervisor::{BackupDisk, BackupServer, BackupSpec, DomainEvent, ErrorKind};
 use virtward_model::{
@@ -200,16 +203,27 @@ async fn cut_and_copy(
     let quiesced = quiesce::freeze(job.env, job.vm.uuid, &name, agent, job.options).await?;
     let begun = begin(job, session, &mut decisions, id).await;
     let taken = Timestamp::now();
-    // The cut is made: it is copied while the guest thaws.
+    // The cut is made: it is copied while the guest thaws, unless the thaw shows that it cannot be used.
+    let (refuse, refused) = oneshot::channel::<()>();
+    let thawed = async {
+        let (quiesce, doubt) = quiesced.thaw().await;
+        let usable = quiesce::check(&name, &quiesce);
+        if usable.is_err() {
+            let _ = refuse.send(());
+        }
+        (quiesce, doubt, usable)
+    };
     let copied = async {
         begun?;
         let disks = cut_disks(job, session, chosen, facts, decisions)?;
         tokio::select! {
             records = store.disks(job, disks) => records,
             error = watch::watch(job, &session.scratch, events) => Err(error),
+            Ok(()) = refused => Err(Error::Cancelled),
         }
     };
-    let ((quiesce, doubt), copied) = futures::join!(quiesced.thaw(), copied);
+    let ((quiesce, doubt, usable), copied) = futures::join!(thawed, copied);
+    usable?;
     if let Some(doubt) = doubt {
         job.warn(doubt);
     }

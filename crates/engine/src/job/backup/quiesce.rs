@@ -114,16 +114,26 @@ pub(super) async fn freeze<'a>(
     };
     if let Err((outcome, reason)) = attempt {
         quiesced.record.outcome = outcome;
-        quiesced.record.reason = Some(reason.clone());
-        if options.quiesce == QuiesceRequest::Required {
+        quiesced.record.reason = Some(reason);
+        if let Err(refusal) = check(name, &quiesced.record) {
             quiesced.post_thaw_hook().await;
-            return Err(Error::Quiesce(format!(
-                "{name} could not be quiesced and --quiesce required was given: {reason}. Start qemu-guest-agent in \
-                 the guest, or use --quiesce auto for a crash-consistent restore point"
-            )));
+            return Err(refusal);
         }
     }
     Ok(quiesced)
+}
+
+/// Refuses a restore point that had to be quiesced and is not.
+pub(super) fn check(name: &str, record: &QuiesceRecord) -> Result<()> {
+    let failed = matches!(record.outcome, QuiesceOutcome::Failed | QuiesceOutcome::NoAgent);
+    if record.requested != QuiesceRequest::Required || !failed {
+        return Ok(());
+    }
+    Err(Error::Quiesce(format!(
+        "{name} could not be quiesced and --quiesce required was given: {}. Start qemu-guest-agent in the guest, or use \
+         --quiesce auto for a crash-consistent restore point",
+        record.reason.as_deref().unwrap_or("the freeze failed")
+    )))
 }
 
 type Refusal = (QuiesceOutcome, String);

@@ -137,17 +137,19 @@ pub(super) async fn write_file(job: &DiskJob<'_>, path: &Path, format: DiskForma
                 return Err(Error::Refused("a disk of no bytes fits no VMDK; choose another format".into()));
             }
             tool::image_create(path, other.driver(), other.create_options(), size).await?;
-            if job.record.root.is_empty() {
-                return sync_file(path).await.map(|()| 0);
+            let mut written = 0;
+            if !job.record.root.is_empty() {
+                let server = ImageServer::start_writable(path, other.driver()).await?;
+                written = match write_through(&server, job, reader, path).await {
+                    Ok(written) => server.stop().await.map(|()| written)?,
+                    Err(error) => {
+                        server.abort().await;
+                        return Err(error);
+                    }
+                };
             }
-            let server = ImageServer::start_writable(path, other.driver()).await?;
-            match write_through(&server, job, reader, path).await {
-                Ok(written) => server.stop().await.map(|()| written),
-                Err(error) => {
-                    server.abort().await;
-                    Err(error)
-                }
-            }
+            sync_files_beside(path).await?;
+            Ok(written)
         }
     }
 }
@@ -163,6 +165,7 @@ async fn write_through(server: &ImageServer, job: &DiskJob<'_>, reader: DiskRead
         runtime.block_on(sink.write(offset, sectors.freeze())).map_err(of_server)
     })
     .await?;
+    // What waits in QEMU's own caches is written; the files are made durable when it has closed them.
     client.flush().await.map_err(Error::nbd(format!("write {}", path.display())))?;
     client.disconnect().await;
     Ok(written)
@@ -240,10 +243,20 @@ fn create(path: &Path) -> Result<File> {
     options.map_err(Error::io(format!("create {}", path.display())))
 }
 
-async fn sync_file(path: &Path) -> Result<()> {
+/// Makes an image durable, with all extents of a split one: whatever is in its directory, which is the restore's own.
+async fn sync_files_beside(path: &Path) -> Result<()> {
     let context = format!("make {} durable", path.display());
-    let path = path.to_owned();
-    blocking(move || File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(context))).await
+    let dir = path.parent().unwrap_or(Path::new("/")).to_owned();
+    blocking(move || {
+        let sync = || {
+            for entry in std::fs::read_dir(dir)? {
+                File::open(entry?.path())?.sync_all()?;
+            }
+            Ok(())
+        };
+        sync().map_err(Error::io(context))
+    })
+    .await
 }
 
 async fn open_reader(job: &DiskJob<'_>) -> Result<DiskReader> {

@@ -72,6 +72,15 @@ impl S3Store {
     }
 }
 
+/// For the fuzzer: a URL's rest, an endpoint and a file of credentials of anything.
+pub(crate) fn any_location(text: &str) {
+    profile::parse(text, "default");
+    let options = S3Options { endpoint: Some(text.into()), region: Some("r".into()), ..S3Options::default() };
+    let env = |name: &str| name.starts_with("AWS_").then(|| "/nonexistent".to_owned());
+    let _ = Settings::resolve("bucket/prefix", &options, &env);
+    let _ = Settings::resolve(text, &S3Options::default(), &env);
+}
+
 impl Inner {
     fn key(&self, name: &str) -> Result<String> {
         check_name(name)?;

@@ -37,7 +37,8 @@ pub fn read(path: &Path, name: &str) -> Result<Option<Profile>> {
     Ok(parse(&text, name))
 }
 
-fn parse(text: &str, name: &str) -> Option<Profile> {
+/// The same from a file's text.
+pub fn parse(text: &str, name: &str) -> Option<Profile> {
     let mut found: Option<Profile> = None;
     let mut inside = false;
     for line in text.lines() {
