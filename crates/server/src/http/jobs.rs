@@ -221,7 +221,8 @@ fn restore_place(daemon: &Daemon, point: &RestorePoint, request: &RestoreRequest
     };
     if let Some(host) = &request.host {
         return fleet.node_of(host).map(place).ok_or_else(|| {
-            Problem::new(Code::NotFound, format!("there is no host {host}")).hint("GET /api/v1/hosts lists the hosts")
+            Problem::new(Code::NotFound, format!("there is no host {host}"))
+                .hint("virtward cluster status (GET /api/v1/hosts) lists the hosts")
         });
     }
     let name = request.name.as_deref().unwrap_or(&point.vm);
