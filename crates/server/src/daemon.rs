@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
-use virtward_api::{BalanceRound, Code, HostDrain, Problem, RepositoryState, Severity};
+use virtward_api::{BalanceRound, Code, HostDrain, Problem, RepositoryState, Said, Saying, Severity};
 use virtward_cluster::Revision;
 use virtward_engine::{
     Env,
@@ -328,11 +328,13 @@ impl Daemon {
         if changed {
             let name = entry.config.name.clone();
             let mut note = match &view.error {
-                None => Note::new(Severity::Info, "repository-state", format!("repository {name} can be used")),
+                None => Note::new(Severity::Info, "repository-state", format!("repository {name} can be used"))
+                    .says(Said::from(Saying::RepositoryUsable).with("repository", name.as_str())),
                 Some(error) => {
                     let text = format!("repository {name} cannot be used: {error}");
                     tracing::error!("{text}");
-                    Note::new(Severity::Error, "repository-state", text)
+                    let said = Said::from(Saying::RepositoryUnusable).with("repository", name.as_str());
+                    Note::new(Severity::Error, "repository-state", text).says(said.with("why", error.to_string()))
                 }
             };
             note.repository = Some(name);

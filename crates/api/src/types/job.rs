@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Principal, VmLeft, VmRef};
+use super::{Principal, Said, VmLeft, VmRef};
 use crate::Code;
 
 /// What a job does.
@@ -110,6 +110,9 @@ pub struct Job {
     pub finished: Option<Timestamp>,
     /// What a queued job waits for.
     pub waiting_for: Option<String>,
+    /// The same, for other languages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_said: Option<Said>,
     /// Cancelling was asked for.
     pub is_cancelling: bool,
     /// How far it is.

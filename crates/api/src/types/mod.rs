@@ -11,6 +11,7 @@ mod notify;
 mod point;
 mod policy;
 mod repository;
+mod said;
 mod system;
 
 pub use self::{
@@ -41,5 +42,6 @@ pub use self::{
         UpcomingRun, VmRef,
     },
     repository::{Maintenance, Repository, RepositoryState, RepositoryUsage, UsageSample},
+    said::{Said, Saying},
     system::{Capacity, Counts, HostCounts, JobCounts, Overview, ProtectionCounts, Settings, StreamReset, Version},
 };
