@@ -245,7 +245,7 @@ impl Daemon {
                 Place { node: placed.node.clone(), host: placed.host.clone() }
             }
             // Others may only add to what a node serves: it deletes itself.
-            (Work::Prune { .. }, _) => match self.owner_of(&new.repository) {
+            (Work::Prune { .. } | Work::Gc {}, _) => match self.owner_of(&new.repository) {
                 Some(node) => {
                     let host = fleet.hosts.get(&node).map_or_else(|| node.clone(), |host| host.name.clone());
                     Place { node, host }

@@ -27,8 +27,8 @@ pub use self::{
         Usage, Vm, VmDetail, VmDisk,
     },
     job::{
-        BackupRequest, Job, JobError, JobKind, JobLogEntry, JobResult, JobState, JobVm, LogLevel, Origin, PlannedDisk,
-        Progress, Quiesce, RestorePlan, RestoreRequest, RestoredDisk, VerifyDepth, VerifyRequest,
+        BackupRequest, GcRequest, Job, JobError, JobKind, JobLogEntry, JobResult, JobState, JobVm, LogLevel, Origin,
+        PlannedDisk, Progress, Quiesce, RestorePlan, RestoreRequest, RestoredDisk, VerifyDepth, VerifyRequest,
     },
     moves::{
         BalanceHost, BalanceMode, BalanceRequest, BalanceRound, BalanceStatus, DrainPlan, DrainRequest, FindingLevel,

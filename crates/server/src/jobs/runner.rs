@@ -424,13 +424,18 @@ async fn after(daemon: &Arc<Daemon>, record: &Record) {
                 let done = done(why.unwrap_or_else(|| format!("{points} restore points deleted")));
                 daemon.repositories.keep(&entry, |kept| kept.last_prune = Some(done)).await
             }
+            JobKind::Gc => {
+                let freed = job.result.as_ref().and_then(|result| result.freed_bytes).unwrap_or(0);
+                let done = done(why.unwrap_or_else(|| format!("{} given back", virtward_model::Bytes(freed))));
+                daemon.repositories.keep(&entry, |kept| kept.last_gc = Some(done)).await
+            }
             _ => Ok(()),
         };
         if let Err(problem) = kept {
             tracing::warn!(%problem, "the result of maintenance was not kept");
         }
-        if matches!(job.kind, JobKind::Backup | JobKind::Prune | JobKind::Copy) {
-            daemon.refresh(&entry, job.kind == JobKind::Backup).await;
+        if matches!(job.kind, JobKind::Backup | JobKind::Prune | JobKind::Copy | JobKind::Gc) {
+            daemon.refresh(&entry, matches!(job.kind, JobKind::Backup | JobKind::Gc)).await;
         }
     }
     if let (JobKind::Copy, Work::Copy { to, .. }) = (job.kind, &record.work)

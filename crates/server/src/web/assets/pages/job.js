@@ -36,11 +36,13 @@ export default function job({ params, who, update }) {
   }
 
   function result() {
-    const { point, kind, read_bytes: taken, stored_bytes: stored, vm, is_started: isStarted, disks, points, damaged, from, to, downtime_ms: still, total_ms: total, sent_bytes: sent, moved, left } = data.result;
+    const { point, kind, read_bytes: taken, stored_bytes: stored, vm, is_started: isStarted, disks, points, damaged, freed_bytes: freed, pending_bytes: pending, from, to, downtime_ms: still, total_ms: total, sent_bytes: sent, moved, left } = data.result;
     return card(t('jobs.result'), { wide: 'half' }, h('div', { class: 'body' }, facts(
       point && [t('jobs.point'), [brief(point), kind && ` ${t(`point.${kind}`)}`]],
       taken !== undefined && [t('jobs.read'), bytes(taken)],
       stored !== undefined && [data.kind === 'restore' ? t('jobs.written') : t('jobs.stored'), bytes(stored)],
+      freed !== undefined && [t('gc.freed'), bytes(freed)],
+      pending > 0 && [t('gc.pending'), bytes(pending)],
       vm && [t('vms.vm'), [h('a', { href: vmPath(vm) }, vm.name), isStarted && [' ', t('jobs.started-vm')]]],
       ...(disks ?? []).map((disk) => [disk.target, [h('code', null, disk.path), ` ${bytes(disk.size_bytes)}`]]),
       points !== undefined && [t('jobs.points'), number(points)],

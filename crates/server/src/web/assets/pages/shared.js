@@ -59,8 +59,9 @@ function outcome(job) {
   if (isOpen(job)) return progress(job);
   if (job.error) return h('small', null, failure(job.error));
   if (job.warnings.length > 0) return h('small', { class: 'warn-text' }, job.warnings[0]);
-  const { read_bytes: taken, stored_bytes: stored, points, to, downtime_ms: still, moved } = job.result ?? {};
+  const { read_bytes: taken, stored_bytes: stored, freed_bytes: freed, points, to, downtime_ms: still, moved } = job.result ?? {};
   if (to !== undefined) return h('small', null, still === undefined ? t('moves.arrived', { to }) : t('moves.arrived-still', { to, ms: number(still) }));
+  if (freed !== undefined) return h('small', null, t('gc.outcome', { size: bytes(freed) }));
   if (moved !== undefined) return h('small', null, t('moves.moved', { n: moved }));
   if (stored !== undefined) return h('small', null, t(job.kind === 'restore' ? 'jobs.wrote' : 'jobs.moved', { read: bytes(taken), stored: bytes(stored) }));
   return points === undefined ? '' : h('small', null, t('jobs.handled', { n: points }));
