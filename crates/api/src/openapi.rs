@@ -9,7 +9,7 @@ use utoipa::{
 
 use crate::{
     BASE, CSRF_TOKEN, Code, IDEMPOTENCY_KEY, PROBLEM_JSON, Problem, SESSION_COOKIE, StreamReset,
-    routes::{Access, Body, Method, Param, ROUTES, Route},
+    routes::{Access, Body, HEADINGS, Method, Param, ROUTES, Route},
 };
 
 /// The schema of a type, put off until the document is made.
@@ -59,6 +59,7 @@ pub fn document() -> Value {
         },
         "servers": [{"url": "/"}],
         "security": [{"token": []}, {"session": []}],
+        "tags": HEADINGS.map(|(name, help)| json!({"name": name, "description": help})),
         "paths": paths,
         "components": {
             "schemas": schemas,

@@ -14,7 +14,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use virtward_api::{HostState, ProtectionState, Severity, VmRef};
+use virtward_api::{HostState, ProtectionState, Said, Saying, Severity, VmRef};
 use virtward_cluster::{Op, TXN_LEN_MAX};
 use virtward_engine::Cancel;
 
@@ -24,6 +24,7 @@ use crate::{
     failures::Result,
     kv::{self, Kv},
     repositories,
+    said::Sentence,
     table::Table,
     views::Views,
 };
@@ -57,6 +58,9 @@ pub struct Alarm {
     pub name: String,
     /// What is wrong.
     pub text: String,
+    /// The same, for other languages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub said: Option<Said>,
 }
 
 /// Those that are everybody's.
@@ -89,7 +93,7 @@ fn kind(key: &str) -> &str {
 #[derive(Default)]
 struct Found {
     /// Troubles, by key.
-    wrong: BTreeMap<String, (String, String)>,
+    wrong: BTreeMap<String, (String, Sentence)>,
     /// Of these nobody knows now; what was told of them stays.
     unclear: BTreeSet<String>,
     /// Not everything is seen: what is not found is not over.
@@ -132,8 +136,9 @@ async fn shared(daemon: &Daemon, seen: &mut BTreeSet<String>) -> Result<()> {
     // What is wrong at two looks is wrong: a backup that is due this minute may just be about to start.
     let began = found.wrong.iter().filter(|(key, _)| !known.contains_key(*key) && seen.contains(*key));
     let began: Vec<(String, Alarm)> = began
-        .map(|(key, (name, text))| {
-            (key.clone(), Alarm { since: Timestamp::now(), name: name.clone(), text: text.clone() })
+        .map(|(key, (name, Sentence { text, said }))| {
+            let alarm = Alarm { since: Timestamp::now(), name: name.clone(), text: text.clone(), said: said.clone() };
+            (key.clone(), alarm)
         })
         .collect();
     let over = known.iter().filter(|(key, _)| {
@@ -181,8 +186,10 @@ fn look(daemon: &Daemon) -> Found {
         match views.standing(*uuid) {
             (ProtectionState::Overdue, why) => {
                 let name = placed.view.vm.name.clone();
-                let text = format!("{name} is overdue: {why}");
-                found.wrong.insert(key, (name, text));
+                let text = format!("{name} is overdue: {}", why.text);
+                let said =
+                    why.said.map(|why| Said::from(Saying::VmOverdue).with("vm", name.as_str()).with("what", why));
+                found.wrong.insert(key, (name, Sentence { text, said }));
             }
             (ProtectionState::Unknown, _) => _ = found.unclear.insert(key),
             _ => {}
@@ -204,7 +211,10 @@ fn look(daemon: &Daemon) -> Found {
                 "repository {name} is nearly full: {gib:.1} GiB free, {:.0} % of its file system; make room, or keep less",
                 part * 100.0
             );
-            found.wrong.insert(key, (name.clone(), text));
+            let said = Said::from(Saying::RepositoryFull).with("repository", name.as_str()).with("free_bytes", free);
+            found
+                .wrong
+                .insert(key, (name.clone(), Sentence::new(text, said.with("percent", (part * 100.0).round() as u64))));
         }
     }
     found
@@ -218,26 +228,33 @@ fn tell(daemon: &Daemon, began: &[(String, Alarm)], over: &[(String, Alarm)]) {
     if vms.len() > EACH_MAX {
         let text = format!("{} VMs are overdue: {}", vms.len(), names(&vms));
         tracing::warn!("{text}");
-        daemon.events.add(Note::new(Severity::Error, kind(VM), text).about(MANY, false));
+        let said = Said::from(Saying::VmsOverdue).with("count", vms.len()).with("names", names(&vms));
+        daemon.events.add(Note::new(Severity::Error, kind(VM), text).says(said).about(MANY, false));
     } else {
-        vms.iter().for_each(|(key, alarm)| add(daemon, Severity::Error, key, &alarm.name, &alarm.text));
+        vms.iter().for_each(|(key, alarm)| add(daemon, Severity::Error, key, &alarm.name, alarm.clone().into()));
     }
     if well.len() > EACH_MAX {
         let text = format!("{} VMs are not overdue any more: {}", well.len(), names(&well));
-        daemon.events.add(Note::new(Severity::Info, kind(VM), text).about(format!("{MANY}/some"), true));
+        let said = Said::from(Saying::VmsNotOverdue).with("count", well.len()).with("names", names(&well));
+        daemon.events.add(Note::new(Severity::Info, kind(VM), text).says(said).about(format!("{MANY}/some"), true));
     } else {
         for (key, alarm) in &well {
-            add(daemon, Severity::Info, key, &alarm.name, &format!("{} is not overdue any more", alarm.name));
+            let text = format!("{} is not overdue any more", alarm.name);
+            let said = Said::from(Saying::VmNotOverdue).with("vm", alarm.name.as_str());
+            add(daemon, Severity::Info, key, &alarm.name, Sentence::new(text, said));
         }
     }
     if !well.is_empty() && daemon.alarms.counts().get(kind(VM)) == Some(&0) {
-        daemon.events.add(Note::new(Severity::Info, kind(VM), "no VM is overdue any more").about(MANY, true));
+        let note = Note::new(Severity::Info, kind(VM), "no VM is overdue any more").says(Saying::NoneOverdue);
+        daemon.events.add(note.about(MANY, true));
     }
     for (key, alarm) in of(began, false) {
-        add(daemon, Severity::Warning, &key, &alarm.name, &alarm.text);
+        add(daemon, Severity::Warning, &key, &alarm.name, alarm.clone().into());
     }
     for (key, alarm) in of(over, false) {
-        add(daemon, Severity::Info, &key, &alarm.name, &format!("repository {} has room again", alarm.name));
+        let text = format!("repository {} has room again", alarm.name);
+        let said = Said::from(Saying::RepositoryRoom).with("repository", alarm.name.as_str());
+        add(daemon, Severity::Info, &key, &alarm.name, Sentence::new(text, said));
     }
 }
 
@@ -249,13 +266,19 @@ fn names(all: &[(String, Alarm)]) -> String {
     names.join(", ")
 }
 
-fn add(daemon: &Daemon, severity: Severity, key: &str, name: &str, text: &str) {
+impl From<Alarm> for Sentence {
+    fn from(Alarm { text, said, .. }: Alarm) -> Self {
+        Self { text, said }
+    }
+}
+
+fn add(daemon: &Daemon, severity: Severity, key: &str, name: &str, Sentence { text, said }: Sentence) {
     tracing::info!("{text}");
     let (kind, subject) = match key.strip_prefix(VM) {
         Some(vm) => (kind(VM), vm),
         None => (kind(SPACE), name),
     };
-    let mut note = Note::new(severity, kind, text);
+    let mut note = Note { said, ..Note::new(severity, kind, text) };
     match subject.parse() {
         Ok(uuid) => note.vm = Some(VmRef { uuid, name: name.to_owned() }),
         Err(_) => note.repository = Some(subject.to_owned()),
@@ -271,19 +294,22 @@ impl Own {
         }
         let config = daemon.config();
         let dir = &config.state_dir;
+        let at = |saying: Saying| Said::from(saying).with("dir", dir.display().to_string());
         let room = state_free(dir).map(|free| match free {
-            _ if free < STATE_MIN => Some((
-                Severity::Error,
-                format!("there is no room left in {} for the daemon's state; free some", dir.display()),
-            )),
-            _ if free < STATE_LOW => Some((
-                Severity::Warning,
-                format!("{} MiB are free in {} for the daemon's state; make room", free >> 20, dir.display()),
-            )),
+            _ if free < STATE_MIN => {
+                let text = format!("there is no room left in {} for the daemon's state; free some", dir.display());
+                Some((Severity::Error, Sentence::new(text, at(Saying::StateFull))))
+            }
+            _ if free < STATE_LOW => {
+                let text =
+                    format!("{} MiB are free in {} for the daemon's state; make room", free >> 20, dir.display());
+                Some((Severity::Warning, Sentence::new(text, at(Saying::StateLow).with("free_bytes", free))))
+            }
             _ => None,
         });
         if let Some(room) = room {
-            self.settle(daemon, "state-disk", room, "there is room for the daemon's state again");
+            let well = Sentence::new("there is room for the daemon's state again", Saying::StateRoom);
+            self.settle(daemon, "state-disk", room, well);
         }
         let ends = daemon.certificate().map(|certificate| certificate.ends);
         let now = Timestamp::now();
@@ -291,31 +317,37 @@ impl Own {
             let advice = "renew it (tls-cert in [server]), then systemctl reload virtward";
             match ends.duration_since(now) {
                 left if left < SignedDuration::ZERO => {
-                    Some((Severity::Error, format!("the certificate for HTTPS ended at {ends:.0}; {advice}")))
+                    let text = format!("the certificate for HTTPS ended at {ends:.0}; {advice}");
+                    let said = Said::from(Saying::CertificateEnded).with("ends_at", ends.to_string());
+                    Some((Severity::Error, Sentence::new(text, said)))
                 }
                 left if left < CERTIFICATE_SOON => {
-                    Some((Severity::Warning, format!("the certificate for HTTPS ends at {ends:.0}; {advice}")))
+                    let text = format!("the certificate for HTTPS ends at {ends:.0}; {advice}");
+                    let said = Said::from(Saying::CertificateEnds).with("ends_at", ends.to_string());
+                    Some((Severity::Warning, Sentence::new(text, said)))
                 }
                 _ => None,
             }
         });
-        self.settle(daemon, "certificate", wrong, "the certificate for HTTPS is good for a while again");
+        let well = Sentence::new("the certificate for HTTPS is good for a while again", Saying::CertificateGood);
+        self.settle(daemon, "certificate", wrong, well);
     }
 
-    fn settle(&mut self, daemon: &Daemon, kind: &'static str, wrong: Option<(Severity, String)>, well: &'static str) {
+    fn settle(&mut self, daemon: &Daemon, kind: &'static str, wrong: Option<(Severity, Sentence)>, well: Sentence) {
         let before = self.told.get(kind).copied();
         let now = wrong.as_ref().map(|(severity, _)| *severity);
         if before == now {
             return;
         }
-        let (severity, text) = wrong.unwrap_or_else(|| (Severity::Info, well.to_owned()));
+        let (severity, Sentence { text, said }) = wrong.unwrap_or((Severity::Info, well));
         tracing::warn!("{text}");
         match now {
             Some(severity) => self.told.insert(kind, severity),
             None => self.told.remove(kind),
         };
         let host = daemon.host_name();
-        let mut note = Note::new(severity, kind, text).about(format!("{kind}/{host}"), now.is_none());
+        let note = Note { said, ..Note::new(severity, kind, text) };
+        let mut note = note.about(format!("{kind}/{host}"), now.is_none());
         note.host = Some(host);
         daemon.events.add(note);
     }

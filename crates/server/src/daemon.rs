@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
-use virtward_api::{BalanceRound, Code, HostDrain, Problem, RepositoryState, Severity};
+use virtward_api::{BalanceRound, Code, HostDrain, Problem, RepositoryState, Said, Saying, Severity};
 use virtward_cluster::Revision;
 use virtward_engine::{
     Env,
@@ -245,7 +245,7 @@ impl Daemon {
                 Place { node: placed.node.clone(), host: placed.host.clone() }
             }
             // Others may only add to what a node serves: it deletes itself.
-            (Work::Prune { .. }, _) => match self.owner_of(&new.repository) {
+            (Work::Prune { .. } | Work::Gc {}, _) => match self.owner_of(&new.repository) {
                 Some(node) => {
                     let host = fleet.hosts.get(&node).map_or_else(|| node.clone(), |host| host.name.clone());
                     Place { node, host }
@@ -335,11 +335,13 @@ impl Daemon {
         if changed {
             let name = entry.config.name.clone();
             let mut note = match &view.error {
-                None => Note::new(Severity::Info, "repository-state", format!("repository {name} can be used")),
+                None => Note::new(Severity::Info, "repository-state", format!("repository {name} can be used"))
+                    .says(Said::from(Saying::RepositoryUsable).with("repository", name.as_str())),
                 Some(error) => {
                     let text = format!("repository {name} cannot be used: {error}");
                     tracing::error!("{text}");
-                    Note::new(Severity::Error, "repository-state", text)
+                    let said = Said::from(Saying::RepositoryUnusable).with("repository", name.as_str());
+                    Note::new(Severity::Error, "repository-state", text).says(said.with("why", error.to_string()))
                 }
             };
             note.repository = Some(name);

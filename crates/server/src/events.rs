@@ -9,7 +9,7 @@ use std::{
 
 use jiff::Timestamp;
 use uuid::Uuid;
-use virtward_api::{AuditEntry, Event, PrincipalKind, Severity, VmRef};
+use virtward_api::{AuditEntry, Event, PrincipalKind, Said, Severity, VmRef};
 use virtward_decide::notify::Occurrence;
 
 use crate::{
@@ -31,6 +31,7 @@ pub struct Note {
     pub severity: Severity,
     pub kind: &'static str,
     pub message: String,
+    pub said: Option<Said>,
     pub vm: Option<VmRef>,
     pub host: Option<String>,
     pub job: Option<Uuid>,
@@ -48,12 +49,31 @@ impl Note {
             severity,
             kind,
             message,
+            said: None,
             vm: None,
             host: None,
             job: None,
             policy: None,
             repository: None,
             condition: None,
+        }
+    }
+
+    /// What it says, for other languages.
+    #[must_use]
+    pub fn says(self, said: impl Into<Said>) -> Self {
+        let said = said.into();
+        debug_assert_eq!(crate::web::cannot_say(&said), None, "{said:?}");
+        Self { said: Some(said), ..self }
+    }
+
+    /// Writes it into the log, as gravely as it is.
+    pub fn log(&self) {
+        let (vm, job) = (self.vm.as_ref().map(|vm| vm.name.as_str()), self.job.map(tracing::field::display));
+        match self.severity {
+            Severity::Error => tracing::error!(vm, job, "{}", self.message),
+            Severity::Warning => tracing::warn!(vm, job, "{}", self.message),
+            Severity::Info => tracing::info!(vm, job, "{}", self.message),
         }
     }
 
@@ -97,6 +117,7 @@ impl Events {
             severity: note.severity,
             kind: note.kind.to_owned(),
             message: note.message.clone(),
+            said: note.said.clone(),
             vm: note.vm.as_ref().map(|vm| vm.uuid),
             vm_name: note.vm.as_ref().map(|vm| vm.name.clone()),
             node: None,

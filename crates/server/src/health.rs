@@ -9,7 +9,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use virtward_api::{DrainRequest, HealthLevel, HostHealth, HostState, HostTrouble, Origin, Severity};
+use virtward_api::{DrainRequest, HealthLevel, HostHealth, HostState, HostTrouble, Origin, Said, Saying, Severity};
 use virtward_decide::health::{Level, Trouble, Watch};
 use virtward_engine::Cancel;
 
@@ -124,13 +124,15 @@ impl Host {
             (true, false) => {
                 let text = format!("the hardware of {host} cannot be looked at: {}", unread.join("; "));
                 tracing::warn!("{text}");
-                Some(Note::new(Severity::Warning, "host-health-unread", text))
+                let said =
+                    Said::from(Saying::HardwareUnread).with("host", host.as_str()).with("why", unread.join("; "));
+                Some(Note::new(Severity::Warning, "host-health-unread", text).says(said))
             }
-            (false, true) => Some(Note::new(
-                Severity::Info,
-                "host-health-unread",
-                format!("the hardware of {host} can be looked at again"),
-            )),
+            (false, true) => {
+                let text = format!("the hardware of {host} can be looked at again");
+                let said = Said::from(Saying::HardwareRead).with("host", host.as_str());
+                Some(Note::new(Severity::Info, "host-health-unread", text).says(said))
+            }
             _ => None,
         };
         self.unread = unread;
@@ -145,13 +147,20 @@ impl Host {
     fn tell(&self, daemon: &Daemon) {
         let host = daemon.host_name();
         let why: Vec<&str> = self.watch.troubles().iter().map(|trouble| trouble.text.as_str()).collect();
-        let (severity, text) = match self.watch.level() {
-            Level::Ok => (Severity::Info, format!("the hardware of {host} is well")),
-            Level::Warning => (Severity::Warning, format!("the hardware of {host} needs a look: {}", why.join("; "))),
-            Level::Critical => (Severity::Error, format!("the hardware of {host} fails: {}", why.join("; "))),
+        let why = why.join("; ");
+        let (severity, text, saying) = match self.watch.level() {
+            Level::Ok => (Severity::Info, format!("the hardware of {host} is well"), Saying::HardwareWell),
+            Level::Warning => {
+                (Severity::Warning, format!("the hardware of {host} needs a look: {why}"), Saying::HardwareWarning)
+            }
+            Level::Critical => {
+                (Severity::Error, format!("the hardware of {host} fails: {why}"), Saying::HardwareCritical)
+            }
         };
         tracing::warn!("{text}");
-        let note = Note::new(severity, KIND, text).about(format!("{KIND}/{host}"), severity == Severity::Info);
+        let said = Said::from(saying).with("host", host.as_str()).with("why", why);
+        let note =
+            Note::new(severity, KIND, text).says(said).about(format!("{KIND}/{host}"), severity == Severity::Info);
         daemon.events.add(Note { host: Some(host), ..note });
     }
 
@@ -176,13 +185,23 @@ impl Host {
         if refused == self.refused && refused.is_some() {
             return;
         }
-        let (severity, text) = match outcome {
-            Ok(job) => (Severity::Warning, format!("{host} is emptied, as its hardware fails: job {job}")),
-            Err(problem) => (Severity::Error, format!("{host} fails and is not emptied: {problem}")),
+        let (severity, text, said) = match outcome {
+            Ok(job) => (
+                Severity::Warning,
+                format!("{host} is emptied, as its hardware fails: job {job}"),
+                Said::from(Saying::HostEvacuated).with("job", job),
+            ),
+            Err(problem) => (
+                Severity::Error,
+                format!("{host} fails and is not emptied: {problem}"),
+                Said::from(Saying::HostNotEvacuated).with("why", problem.to_string()),
+            ),
         };
+        let said = said.with("host", host.as_str());
         tracing::warn!("{text}");
         self.refused = refused;
-        let note = Note::new(severity, "host-evacuated", text).about(format!("host-evacuated/{host}"), false);
+        let note =
+            Note::new(severity, "host-evacuated", text).says(said).about(format!("host-evacuated/{host}"), false);
         daemon.events.add(Note { host: Some(host), ..note });
     }
 }

@@ -39,6 +39,7 @@ mod peers;
 mod policies;
 mod pump;
 mod repositories;
+mod said;
 mod scheduler;
 mod storages;
 mod table;
@@ -62,7 +63,7 @@ use tokio::{
     task::JoinSet,
 };
 use uuid::Uuid;
-use virtward_api::{Code, Problem, Severity};
+use virtward_api::{Code, Problem, Said, Saying, Severity};
 use virtward_engine::{
     Cancel,
     ha::run::Ha,
@@ -200,7 +201,7 @@ async fn serve(
         loops.spawn(moves::certificates::keep(daemon.clone(), identity.clone(), work.clone()));
         loops.spawn(peers::identity::keep(daemon.clone(), identity, changed, work.clone()));
     }
-    daemon.events.add(Note::new(Severity::Info, "daemon-started", "the daemon started"));
+    daemon.events.add(Note::new(Severity::Info, "daemon-started", "the daemon started").says(Saying::DaemonStarted));
     notify::started(&config);
     notify(&[NotifyState::Ready]);
     let _ = ready.send(listening);
@@ -250,7 +251,10 @@ async fn build(config: Config, wiring: Wiring, ha: Option<Ha>) -> Result<Daemon>
     if let Some(number) = broken {
         let text = format!("the audit log was changed or cut: entry {number} does not fit the one before it");
         tracing::error!("{text}");
-        events.add(Note::new(Severity::Error, "audit-broken", text));
+        events.add(
+            Note::new(Severity::Error, "audit-broken", text)
+                .says(Said::from(Saying::AuditBroken).with("entry", number)),
+        );
     }
     let others = wiring.connector.clone();
     let inventory = Arc::new(Inventory::new(wiring.connector, now));
@@ -332,10 +336,12 @@ async fn reloading(daemon: Arc<Daemon>, reload: Reload, tls: Option<listen::Tls>
             }
         }
         let note = match outcome {
-            Ok(()) => Note::new(Severity::Info, "config-reloaded", "the configuration was read again"),
-            Err(error) => Note::new(Severity::Error, "config-refused", format!("the configuration stays: {error}")),
+            Ok(()) => Note::new(Severity::Info, "config-reloaded", "the configuration was read again")
+                .says(Saying::ConfigReloaded),
+            Err(error) => Note::new(Severity::Error, "config-refused", format!("the configuration stays: {error}"))
+                .says(Said::from(Saying::ConfigRefused).with("why", error.to_string())),
         };
-        tracing::info!("{}", note.message);
+        note.log();
         let is_over = note.severity == Severity::Info;
         daemon.events.add(note.about("config", is_over));
         notify(&[NotifyState::Ready]);

@@ -32,12 +32,13 @@ pub struct Metrics {
 }
 
 /// Kinds that are counted from the start.
-const KINDS: [JobKind; 9] = [
+const KINDS: [JobKind; 10] = [
     JobKind::Backup,
     JobKind::Restore,
     JobKind::Verify,
     JobKind::Copy,
     JobKind::Prune,
+    JobKind::Gc,
     JobKind::Migrate,
     JobKind::MoveDisk,
     JobKind::Drain,

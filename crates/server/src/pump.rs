@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use uuid::Uuid;
-use virtward_api::{Severity, VmRef};
+use virtward_api::{Said, Saying, Severity, VmRef};
 use virtward_engine::{
     Cancel,
     reconcile::inventory::{Change, HostState},
@@ -50,7 +50,7 @@ pub async fn run(daemon: Arc<Daemon>, mut changes: mpsc::Receiver<Change>) {
                 Change::Host(was) => host(&daemon, &views, was),
                 Change::Removed(uuid, name) => {
                     daemon.hub.send("inventory", "vm-removed", &Removed { uuid });
-                    vm_event(&daemon, "vm-removed", uuid, &name, "is gone");
+                    vm_event(&daemon, "vm-removed", (uuid, &name), "is gone", Saying::VmGone.into());
                 }
                 Change::Added(uuid) | Change::Changed(uuid, _) => {
                     let Some(view) = world.vms.get(&uuid) else { continue };
@@ -63,9 +63,10 @@ pub async fn run(daemon: Arc<Daemon>, mut changes: mpsc::Receiver<Change>) {
                         let now = serde_json::to_value(now).ok();
                         let now = now.as_ref().and_then(|now| now.as_str()).unwrap_or("other").to_owned();
                         tracing::debug!(vm = name, ?was, now, "state changed");
-                        vm_event(&daemon, "vm-state", uuid, &name, &format!("is {now} now"));
+                        let said = Said::from(Saying::VmState).with("state", now.as_str());
+                        vm_event(&daemon, "vm-state", (uuid, &name), &format!("is {now} now"), said);
                     } else if matches!(change, Change::Added(_)) && new.contains(&uuid) && !is_first {
-                        vm_event(&daemon, "vm-added", uuid, &name, "is new");
+                        vm_event(&daemon, "vm-added", (uuid, &name), "is new", Saying::VmNew.into());
                     }
                 }
             }
@@ -75,8 +76,8 @@ pub async fn run(daemon: Arc<Daemon>, mut changes: mpsc::Receiver<Change>) {
     }
 }
 
-fn vm_event(daemon: &Daemon, kind: &'static str, uuid: Uuid, name: &str, what: &str) {
-    let mut note = Note::new(Severity::Info, kind, format!("{name} {what}"));
+fn vm_event(daemon: &Daemon, kind: &'static str, (uuid, name): (Uuid, &str), what: &str, said: Said) {
+    let mut note = Note::new(Severity::Info, kind, format!("{name} {what}")).says(said.with("vm", name));
     note.vm = Some(VmRef { uuid, name: name.to_owned() });
     note.host = Some(daemon.host_name());
     daemon.events.add(note);
@@ -87,15 +88,21 @@ fn host(daemon: &Daemon, views: &Views<'_>, was: HostState) {
     daemon.hub.send("inventory", "host", &host);
     let world = daemon.inventory.world();
     let why = host.reason.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-    let (severity, what) = match world.host.state {
-        HostState::Up => (Severity::Info, "is up".to_owned()),
-        HostState::LibvirtdDown => (Severity::Error, format!("answers, its libvirtd does not{why}")),
-        HostState::Down => (Severity::Error, format!("does not answer{why}")),
-        HostState::Unknown => (Severity::Warning, format!("cannot be reached, and why is not known{why}")),
+    let (severity, what, saying) = match world.host.state {
+        HostState::Up => (Severity::Info, "is up".to_owned(), Saying::HostUp),
+        HostState::LibvirtdDown => {
+            (Severity::Error, format!("answers, its libvirtd does not{why}"), Saying::HostLibvirtdDown)
+        }
+        HostState::Down => (Severity::Error, format!("does not answer{why}"), Saying::HostDown),
+        HostState::Unknown => {
+            (Severity::Warning, format!("cannot be reached, and why is not known{why}"), Saying::HostUnknown)
+        }
     };
-    tracing::info!(host = host.name, ?was, now = ?world.host.state, "host {what}");
-    let mut note = Note::new(severity, "host-state", format!("host {} {what}", host.name));
+    let said = Said::from(saying).with("host", host.name.as_str()).with("why", host.reason.clone());
+    tracing::debug!(host = host.name, ?was, now = ?world.host.state, "the host's state changed");
+    let mut note = Note::new(severity, "host-state", format!("host {} {what}", host.name)).says(said);
     note.host = Some(host.name);
+    note.log();
     daemon.events.add(note);
 }
 

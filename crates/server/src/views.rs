@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use uuid::Uuid;
 use virtward_api::{
     Guest, Host, HostDrain, HostState, JobKind, JobState, LastFailure, LastGood, Network, Point, PointDisk,
-    PointQuiesce, Policy, PowerState, Protection, ProtectionState, Repository, RepositoryState, UpcomingRun, Usage, Vm,
-    VmDetail, VmDisk, VmRef,
+    PointQuiesce, Policy, PowerState, Protection, ProtectionState, Repository, RepositoryState, Said, Saying,
+    UpcomingRun, Usage, Vm, VmDetail, VmDisk, VmRef,
 };
 use virtward_decide::schedule::{self, Line, State};
 use virtward_engine::{
@@ -26,6 +26,7 @@ use crate::{
     jobs::record::{Attempt, Outcome, Record},
     policies::Stored,
     repositories::{self, Entry},
+    said::{self, Sentence},
     scheduler::Planned,
     storages,
 };
@@ -100,12 +101,12 @@ impl<'a> Views<'a> {
     }
 
     /// Whether a VM is protected, and why.
-    pub fn standing(&self, vm: Uuid) -> (ProtectionState, String) {
+    pub fn standing(&self, vm: Uuid) -> (ProtectionState, Sentence) {
         self.state(vm)
     }
 
-    fn state(&self, vm: Uuid) -> (ProtectionState, String) {
-        let mut worst = (ProtectionState::Unprotected, "no policy selects it".to_owned());
+    fn state(&self, vm: Uuid) -> (ProtectionState, Sentence) {
+        let mut worst = (ProtectionState::Unprotected, Sentence::new("no policy selects it", Saying::NoPolicy));
         let mut rank = 0;
         for line in self.lines(vm) {
             let Some(policy) = self.policy(line) else { continue };
@@ -118,18 +119,21 @@ impl<'a> Views<'a> {
     }
 
     /// What one policy says, and how much that matters.
-    fn by_policy(&self, vm: Uuid, line: &Line, policy: &virtward_model::Policy) -> (u8, (ProtectionState, String)) {
+    fn by_policy(&self, vm: Uuid, line: &Line, policy: &virtward_model::Policy) -> (u8, (ProtectionState, Sentence)) {
         let name = &policy.name;
+        let of = |saying: Saying| Said::from(saying).with("policy", name.as_str());
         let found = self.repositories.iter().find(|(entry, _)| entry.config.name == policy.repository);
         let Some((_, view)) = found.filter(|(_, view)| view.state == RepositoryState::Ok) else {
             let text = format!("repository {} of policy {name} cannot be looked into", policy.repository);
-            return (4, (ProtectionState::Unknown, text));
+            let said = of(Saying::RepositoryUnreadable).with("repository", policy.repository.as_str());
+            return (4, (ProtectionState::Unknown, Sentence::new(text, said)));
         };
         let breach = self.planned.report.rpo.iter().find(|breach| breach.vm == vm && breach.policy == line.policy);
         let newest = view.points.get(&vm).and_then(|points| points.first());
         if let (Some(breach), Some(_)) = (breach, newest) {
             let text = format!("the newest restore point is {} old, policy {name} promises {}", breach.age, breach.rpo);
-            return (5, (ProtectionState::Overdue, text));
+            let said = of(Saying::PointTooOld).with("age_s", breach.age.0).with("rpo_s", breach.rpo.0);
+            return (5, (ProtectionState::Overdue, Sentence::new(text, said)));
         }
         let last = self.history.get(&vm).and_then(|of| of.get(name));
         let failed = last.is_some_and(|last| last.outcome != Outcome::Succeeded);
@@ -137,13 +141,17 @@ impl<'a> Views<'a> {
         match newest {
             None if breach.is_some() || failed || left_out => {
                 let text = format!("policy {name} has made no restore point of it yet, and should have");
-                (5, (ProtectionState::Overdue, text))
+                (5, (ProtectionState::Overdue, Sentence::new(text, of(Saying::PointMissing))))
             }
-            None => (3, (ProtectionState::Pending, format!("the first backup of policy {name} is not due yet"))),
+            None => {
+                let text = format!("the first backup of policy {name} is not due yet");
+                (3, (ProtectionState::Pending, Sentence::new(text, of(Saying::FirstNotDue))))
+            }
             Some(_) if left_out && policy.rpo.is_none() => {
-                (5, (ProtectionState::Overdue, format!("the last run of policy {name} did not succeed")))
+                let text = format!("the last run of policy {name} did not succeed");
+                (5, (ProtectionState::Overdue, Sentence::new(text, of(Saying::LastRunFailed))))
             }
-            Some(_) => (2, (ProtectionState::Protected, format!("policy {name}"))),
+            Some(_) => (2, (ProtectionState::Protected, Sentence::new(format!("policy {name}"), of(Saying::ByPolicy)))),
         }
     }
 
@@ -152,9 +160,13 @@ impl<'a> Views<'a> {
             let policy = self.policy(line)?.name.clone();
             let zone = self.planned.input.policies.get(line.policy)?.zone();
             match &line.state {
-                State::Idle { next, .. } => Some(UpcomingRun { policy, at: (*next)?, waiting_for: None }),
-                State::Waits { due, why } => Some(UpcomingRun { policy, at: *due, waiting_for: Some(why.text(zone)) }),
-                State::Starts { due, .. } => Some(UpcomingRun { policy, at: *due, waiting_for: None }),
+                State::Idle { next, .. } => Some(upcoming(policy, (*next)?)),
+                State::Waits { due, why } => Some(UpcomingRun {
+                    waiting_for: Some(why.text(zone)),
+                    waiting_said: Some(said::why(why)),
+                    ..upcoming(policy, *due)
+                }),
+                State::Starts { due, .. } => Some(upcoming(policy, *due)),
                 State::Paused | State::Running { .. } => None,
             }
         });
@@ -163,12 +175,13 @@ impl<'a> Views<'a> {
 
     /// How a VM is protected.
     pub fn protection(&self, vm: Uuid, now: Timestamp) -> Protection {
-        let (state, reason) = self.state(vm);
+        let (state, Sentence { text: reason, said }) = self.state(vm);
         let newest = self.newest(vm);
         let policies: Vec<&virtward_model::Policy> = self.lines(vm).filter_map(|line| self.policy(line)).collect();
         Protection {
             state,
             reason,
+            said,
             rpo_s: policies.iter().filter_map(|policy| policy.rpo).min().map(|rpo| rpo.0),
             policies: policies.iter().map(|policy| policy.name.clone()).collect(),
             age_s: newest.map(|(point, _)| seconds(point.taken, now)),
@@ -192,7 +205,8 @@ impl<'a> Views<'a> {
                 JobState::Succeeded => return None,
                 JobState::Failed | JobState::Interrupted => {
                     let message = job.error.as_ref().map(|error| error.message.clone()).unwrap_or_default();
-                    return Some(LastFailure { job: job.id, at: job.finished.unwrap_or(job.created), message });
+                    let code = job.error.as_ref().map(|error| error.code);
+                    return Some(LastFailure { job: job.id, at: job.finished.unwrap_or(job.created), message, code });
                 }
                 _ => {}
             }
@@ -487,4 +501,8 @@ pub fn selected(policy: &virtward_model::Policy, vms: &[schedule::VmFacts]) -> V
     let mut chosen: Vec<VmRef> = chosen.map(|vm| VmRef { uuid: vm.uuid, name: vm.name.clone() }).collect();
     chosen.sort_by(|a, b| (&a.name, a.uuid).cmp(&(&b.name, b.uuid)));
     chosen
+}
+
+fn upcoming(policy: String, at: Timestamp) -> UpcomingRun {
+    UpcomingRun { policy, at, waiting_for: None, waiting_said: None }
 }

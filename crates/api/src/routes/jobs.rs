@@ -5,7 +5,10 @@ use crate::{openapi::Shape, types::*};
 
 const JOBS: &[Param] = &[
     text("state", "Only jobs in this state; several with commas between them."),
-    text("kind", "Only jobs of this kind: backup, restore, verify, copy, prune, migrate, move-disk, drain, balance."),
+    text(
+        "kind",
+        "Only jobs of this kind: backup, restore, verify, copy, prune, gc, migrate, move-disk, drain, balance.",
+    ),
     text("vm", "Only jobs about this VM, by name or UUID."),
     text("policy", "Only jobs of this policy."),
     text("repository", "Only jobs that use this repository."),
@@ -66,6 +69,18 @@ pub(super) const ROUTES: &[Route] = &[
         request: Body::One(Shape::of::<RestoreRequest>()),
         status: 202,
         response: Body::Either(Shape::of::<Job>(), Shape::of::<RestorePlan>()),
+        ..POST
+    },
+    Route {
+        path: "/api/v1/jobs/gc",
+        name: "job-gc",
+        tag: "jobs",
+        summary: "Give back the space of data that no restore point needs",
+        help: "Runs beside backups. Restore points that were deleted can be recovered for 7 days; their data stays so long.",
+        access: OPERATOR,
+        request: Body::One(Shape::of::<GcRequest>()),
+        status: 202,
+        response: Body::One(Shape::of::<Job>()),
         ..POST
     },
     Route {

@@ -136,6 +136,20 @@ const GET: Route = Route {
 };
 const POST: Route = Route { method: Method::Post, ..GET };
 
+/// The headings, with what is under each, in the order in which they are shown.
+pub const HEADINGS: [(&str, &str); 10] = [
+    ("system", "The daemon itself, everything at a glance, changes as they happen, whom it tells."),
+    ("cluster", "Daemons that work together."),
+    ("ha", "High availability: who is protected, what happens when a host is lost, what a person decides."),
+    ("inventory", "Hosts, VMs and their restore points."),
+    ("repositories", "Where restore points are stored."),
+    ("policies", "Which VMs are backed up when, and what is kept."),
+    ("jobs", "Backups, restores and checks: what runs, what ran, what is to run."),
+    ("moves", "VMs and disks that move: migration, drained hosts, balance."),
+    ("events", "What happened, and who changed what."),
+    ("access", "Log-in, tokens, roles."),
+];
+
 /// By heading, in the order in which they are shown.
 const GROUPS: [&[Route]; 10] = [
     system::ROUTES,
@@ -186,11 +200,37 @@ mod tests {
     #[test]
     fn each_heading_has_one_home_and_no_route_is_lost() {
         let headings: Vec<&str> = GROUPS.iter().map(|group| group[0].tag).collect();
+        assert_eq!(headings, HEADINGS.map(|(name, _)| name));
         assert_eq!(headings.iter().collect::<BTreeSet<_>>().len(), GROUPS.len());
         for (heading, group) in headings.iter().zip(GROUPS) {
             assert!(group.iter().all(|route| route.tag == *heading && !route.path.is_empty()), "{heading}");
         }
         let names: BTreeSet<&str> = ROUTES.iter().map(|route| route.name).collect();
         assert_eq!(names.len(), GROUPS.iter().map(|group| group.len()).sum::<usize>());
+    }
+
+    /// With `UPDATE_OPENAPI=1` it is written anew.
+    #[test]
+    fn the_table_in_the_documentation_has_every_route() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/api.md");
+        let text = std::fs::read_to_string(file).unwrap();
+        let head = "| | path | | role |\n|---|---|---|---|\n";
+        let mut table = head.to_owned();
+        for route in ROUTES {
+            let role = match route.access {
+                Access::Anybody => "—".to_owned(),
+                Access::Role(role) => serde_json::to_value(role).unwrap().as_str().unwrap().to_owned(),
+            };
+            table += &format!("| {} | `{}` | {} | {role} |\n", route.method.as_str(), route.path, route.summary);
+        }
+        let (before, rest) = text.split_once(head).expect("the table of routes");
+        let after: String =
+            rest.lines().skip_while(|line| line.starts_with('|')).map(|line| format!("{line}\n")).collect();
+        let wanted = format!("{before}{table}{after}");
+        if std::env::var_os("UPDATE_OPENAPI").is_some() {
+            std::fs::write(file, wanted).unwrap();
+            return;
+        }
+        assert!(text == wanted, "docs/api.md lacks routes: UPDATE_OPENAPI=1 cargo test -p virtward-api");
     }
 }

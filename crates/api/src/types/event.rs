@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::PrincipalKind;
+use super::{PrincipalKind, Said};
 
 /// How much an event matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -33,6 +33,9 @@ pub struct Event {
     pub kind: String,
     /// What, for people.
     pub message: String,
+    /// The same, for other languages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub said: Option<Said>,
     /// The VM concerned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<Uuid>,

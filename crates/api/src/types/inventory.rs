@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{HostDrain, HostHealth, UpcomingRun};
+use super::{HostDrain, HostHealth, Said, UpcomingRun};
+use crate::Code;
 
 /// What is known of a host. Three ways of not being `up` are three different things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -251,6 +252,9 @@ pub struct Protection {
     pub state: ProtectionState,
     /// In a sentence.
     pub reason: String,
+    /// The same, for other languages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub said: Option<Said>,
     /// Policies that select it.
     pub policies: Vec<String>,
     /// Strictest promise among the policies: the newest restore point must not be older.
@@ -285,4 +289,7 @@ pub struct LastFailure {
     pub at: Timestamp,
     /// Why.
     pub message: String,
+    /// Of which kind the failure is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<Code>,
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Principal, VmLeft, VmRef};
+use super::{Principal, Said, VmLeft, VmRef};
 use crate::Code;
 
 /// What a job does.
@@ -29,6 +29,8 @@ pub enum JobKind {
     Copy,
     /// Deletes restore points that no rule keeps.
     Prune,
+    /// Gives back the space of stored data that no restore point needs.
+    Gc,
     /// Moves a VM to another host.
     Migrate,
     /// Moves a disk of a VM to another file, format or storage.
@@ -110,6 +112,9 @@ pub struct Job {
     pub finished: Option<Timestamp>,
     /// What a queued job waits for.
     pub waiting_for: Option<String>,
+    /// The same, for other languages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_said: Option<Said>,
     /// Cancelling was asked for.
     pub is_cancelling: bool,
     /// How far it is.
@@ -184,6 +189,12 @@ pub struct JobResult {
     /// Verify: objects that are damaged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damaged: Option<u64>,
+    /// Gc: bytes that were deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub freed_bytes: Option<u64>,
+    /// Gc: bytes that are condemned, and deleted by a later one: backups that run may still need them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pending_bytes: Option<u64>,
     /// Migrate, move-disk: where it was, a host or a file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
@@ -391,6 +402,15 @@ pub struct VerifyRequest {
     /// Check a random part of this many percent.
     #[serde(default)]
     pub percent: Option<u8>,
+}
+
+/// Giving back space that no restore point needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GcRequest {
+    /// Name of the repository; default `default`.
+    #[serde(default)]
+    pub repository: Option<String>,
 }
 
 /// Keeps [`Principal`] the one way to say who asked.

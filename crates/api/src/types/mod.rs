@@ -11,6 +11,7 @@ mod notify;
 mod point;
 mod policy;
 mod repository;
+mod said;
 mod system;
 
 pub use self::{
@@ -26,8 +27,8 @@ pub use self::{
         Usage, Vm, VmDetail, VmDisk,
     },
     job::{
-        BackupRequest, Job, JobError, JobKind, JobLogEntry, JobResult, JobState, JobVm, LogLevel, Origin, PlannedDisk,
-        Progress, Quiesce, RestorePlan, RestoreRequest, RestoredDisk, VerifyDepth, VerifyRequest,
+        BackupRequest, GcRequest, Job, JobError, JobKind, JobLogEntry, JobResult, JobState, JobVm, LogLevel, Origin,
+        PlannedDisk, Progress, Quiesce, RestorePlan, RestoreRequest, RestoredDisk, VerifyDepth, VerifyRequest,
     },
     moves::{
         BalanceHost, BalanceMode, BalanceRequest, BalanceRound, BalanceStatus, DrainPlan, DrainRequest, FindingLevel,
@@ -41,5 +42,6 @@ pub use self::{
         UpcomingRun, VmRef,
     },
     repository::{Maintenance, Repository, RepositoryState, RepositoryUsage, UsageSample},
+    said::{Said, Saying},
     system::{Capacity, Counts, HostCounts, JobCounts, Overview, ProtectionCounts, Settings, StreamReset, Version},
 };

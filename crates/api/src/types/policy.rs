@@ -6,6 +6,8 @@ use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::Said;
+
 /// A policy as it was applied.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Policy {
@@ -130,6 +132,9 @@ pub struct UpcomingRun {
     pub at: Timestamp,
     /// Why it does not start although it is due.
     pub waiting_for: Option<String>,
+    /// The same, for other languages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_said: Option<Said>,
 }
 
 /// Why a VM is, or is not, backed up.
@@ -150,6 +155,9 @@ pub struct PolicyVerdict {
     pub is_selected: bool,
     /// Why, in sentences.
     pub reasons: Vec<String>,
+    /// The same, one for each, for other languages.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reasons_said: Vec<Said>,
     /// When it is due next.
     pub next_run: Option<Timestamp>,
     /// Why it does not run now although it is due.

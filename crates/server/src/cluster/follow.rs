@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use virtward_api::Severity;
+use virtward_api::{Said, Saying, Severity};
 use virtward_cluster::{Change, Revision};
 use virtward_engine::Cancel;
 
@@ -185,10 +185,12 @@ fn contact(daemon: &Daemon, lost: Option<String>) {
     }
     daemon.registry.touch();
     let note = match lost {
-        None => Note::new(Severity::Info, "state-store", "the cluster's state store answers again"),
+        None => Note::new(Severity::Info, "state-store", "the cluster's state store answers again")
+            .says(Saying::StateStoreAnswers),
         Some(why) => {
             let text = format!("the state store does not answer; what runs goes on, nothing new starts: {why}");
-            Note::new(Severity::Error, "state-store", text)
+            let said = Said::from(Saying::StateStoreSilent).with("why", why);
+            Note::new(Severity::Error, "state-store", text).says(said)
         }
     };
     tracing::warn!("{}", note.message);
@@ -298,6 +300,7 @@ fn node(daemon: &Arc<Daemon>, changed: Changed<String, NodeRecord>) {
         daemon.nodes.wake.notify_one();
         return;
     }
+    let saying = if record.is_none() { Saying::ThisNodeRemoved } else { Saying::NodeNameTaken };
     let why = match record {
         None => format!("{} was removed from the cluster: it starts nothing any more; stop its daemon", me.name),
         Some(_) => {
@@ -305,7 +308,9 @@ fn node(daemon: &Arc<Daemon>, changed: Changed<String, NodeRecord>) {
         }
     };
     tracing::error!("{why}");
-    daemon.events.add(Note::new(Severity::Error, "node-removed", why));
+    daemon
+        .events
+        .add(Note::new(Severity::Error, "node-removed", why).says(Said::from(saying).with("node", me.name.as_str())));
 }
 
 fn beat(daemon: &Arc<Daemon>, changed: Changed<String, super::nodes::Beat>) {
@@ -327,12 +332,15 @@ fn beat(daemon: &Arc<Daemon>, changed: Changed<String, super::nodes::Beat>) {
     // Everybody sees it; the leader alone makes an event of it.
     if daemon.leader.is_leader() {
         let stopped = daemon.nodes.records.get(&name).and_then(|record| record.stopped);
-        let (severity, what) = match (is_there, stopped) {
-            (true, _) => (Severity::Info, "answers"),
-            (false, Some(_)) => (Severity::Info, "was stopped"),
-            (false, None) => (Severity::Error, "does not answer; whether its host is up is not known"),
+        let (severity, what, saying) = match (is_there, stopped) {
+            (true, _) => (Severity::Info, "answers", Saying::NodeAnswers),
+            (false, Some(_)) => (Severity::Info, "was stopped", Saying::NodeStopped),
+            (false, None) => {
+                (Severity::Error, "does not answer; whether its host is up is not known", Saying::NodeSilent)
+            }
         };
-        let mut note = Note::new(severity, "node", format!("the daemon of {name} {what} ({:.0})", Timestamp::now()));
+        let mut note = Note::new(severity, "node", format!("the daemon of {name} {what} ({:.0})", Timestamp::now()))
+            .says(Said::from(saying).with("node", name));
         note.host = Some(host.name);
         daemon.events.add(note);
     }

@@ -12,7 +12,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use virtward_api::{Code, Problem, Severity};
+use virtward_api::{Code, Problem, Said, Saying, Severity};
 use virtward_cluster::{
     Compare, Revision,
     election::{Candidate, Leadership},
@@ -153,8 +153,9 @@ async fn term(daemon: &Arc<Daemon>, leadership: &Leadership) {
     let (epoch, planning_since) = (leadership.epoch(), record.planning_since);
     daemon.leader.set(Lead::Leads { guard: leadership.guard(), epoch, planning_since });
     let note = format!("{} leads the cluster (epoch {epoch})", record.node);
+    let said = Said::from(Saying::NodeLeads).with("node", record.node.as_str()).with("epoch", epoch.to_string());
     tracing::info!("{note}");
-    daemon.events.add(Note::new(Severity::Info, "leader", note));
+    daemon.events.add(Note::new(Severity::Info, "leader", note).says(said));
     daemon.schedule.notify_one();
     let lost = leadership.lost();
     tokio::pin!(lost);

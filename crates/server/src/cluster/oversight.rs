@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 use uuid::Uuid;
-use virtward_api::{JobState, Severity, VmRef};
+use virtward_api::{JobState, Said, Saying, Severity, VmRef};
 use virtward_engine::Cancel;
 
 use crate::{
@@ -71,16 +71,20 @@ fn silence(daemon: &Daemon, seen: &mut Seen) {
 }
 
 async fn lost(daemon: &Daemon, seen: &Seen, record: &Record) {
-    let why = if daemon.nodes.records.get(&record.node).is_none() {
-        format!("{} was removed from the cluster while this job ran", record.node)
+    let (saying, why) = if daemon.nodes.records.get(&record.node).is_none() {
+        let why = format!("{} was removed from the cluster while this job ran", record.node);
+        (Saying::JobNodeRemoved, why)
     } else if seen.silent.get(&record.node).is_some_and(|since| since.elapsed() >= SILENT_MAX) {
-        format!("the daemon of {} does not answer any more; whether this job still runs is not known", record.node)
+        let why =
+            format!("the daemon of {} does not answer any more; whether this job still runs is not known", record.node);
+        (Saying::JobNodeSilent, why)
     } else {
         return;
     };
     match daemon.jobs.presume_interrupted(record.job.id, why.clone()).await {
         Ok(()) => {
-            let mut note = Note::new(Severity::Warning, "job-interrupted", why);
+            let mut note = Note::new(Severity::Warning, "job-interrupted", why)
+                .says(Said::from(saying).with("node", record.node.as_str()));
             (note.job, note.vm, note.host) =
                 (Some(record.job.id), record.job.vm.clone(), Some(record.job.host.clone()));
             daemon.events.add(note.about(jobs::runner::condition(&record.job), false));
@@ -118,7 +122,8 @@ fn twice(daemon: &Daemon, seen: &mut Seen) {
         let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
         let text = format!("{name} runs on {} at the same time; shut one of them off at once", hosts.join(" and "));
         tracing::error!("{text}");
-        let mut note = Note::new(Severity::Error, "vm-runs-twice", text);
+        let mut note = Note::new(Severity::Error, "vm-runs-twice", text)
+            .says(Said::from(Saying::VmRunsTwice).with("vm", name.as_str()).with("hosts", hosts));
         note.vm = Some(VmRef { uuid: *vm, name });
         daemon.events.add(note);
     }

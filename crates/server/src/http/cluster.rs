@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use jiff::{SignedDuration, Timestamp};
-use virtward_api::{Code, JoinTokenMade, NewJoinToken, PrincipalKind, Problem, Severity, StateBackup};
+use virtward_api::{Code, JoinTokenMade, NewJoinToken, PrincipalKind, Problem, Said, Saying, Severity, StateBackup};
 use virtward_cluster::{
     ca::{self, Role},
     state,
@@ -81,8 +81,9 @@ pub async fn remove(State(daemon): State<Arc<Daemon>>, Name(name): Name, Who(who
     }
     daemon.nodes.remove(&name).await?;
     let note = format!("{} removed {name} from the cluster", who.name);
+    let said = Said::from(Saying::NodeRemoved).with("who", who.name.as_str()).with("node", name.as_str());
     tracing::warn!("{note}");
-    daemon.events.add(Note::new(Severity::Warning, "node-removed", note));
+    daemon.events.add(Note::new(Severity::Warning, "node-removed", note).says(said));
     Ok(StatusCode::NO_CONTENT)
 }
 

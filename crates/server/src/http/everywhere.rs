@@ -35,7 +35,7 @@ pub fn whose(daemon: &Daemon, node: Option<&str>) -> Result<Whose> {
         Some(name) if name == daemon.nodes.me.name => Ok(Whose::Own),
         Some(name) if daemon.nodes.records.get(&name.to_owned()).is_some() => Ok(Whose::Of(name.to_owned())),
         Some(name) => Err(Problem::new(Code::NotFound, format!("there is no node {name}"))
-            .hint("GET /api/v1/cluster lists the nodes; all stands for every one of them")),
+            .hint("virtward cluster status (GET /api/v1/cluster) lists the nodes; all stands for every one of them")),
     }
 }
 

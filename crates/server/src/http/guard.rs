@@ -131,6 +131,8 @@ pub async fn guard(State(daemon): State<Arc<Daemon>>, mut request: Request, next
         return response;
     }
     let target = target(route, &path);
+    // Whoever logs in is nobody before.
+    let who = who.or_else(|| response.extensions().get::<Principal>().cloned());
     let detail = response.extensions().get::<Remark>().map(|remark| remark.0.clone());
     let deed = Deed {
         who: who.as_ref().map_or_else(|| "nobody".to_owned(), |who| who.name.clone()),
@@ -214,7 +216,7 @@ async fn admit(
     Ok(Some(who))
 }
 
-fn word(role: Role) -> &'static str {
+pub fn word(role: Role) -> &'static str {
     match role {
         Role::Viewer => "viewer",
         Role::Operator => "operator",

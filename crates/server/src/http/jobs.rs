@@ -11,7 +11,7 @@ use jiff::tz::TimeZone;
 use serde::Deserialize;
 use uuid::Uuid;
 use virtward_api::{
-    BackupRequest, Code, Job, JobKind, JobState, Origin, Page, PlannedDisk, Principal, Problem, RestorePlan,
+    BackupRequest, Code, GcRequest, Job, JobKind, JobState, Origin, Page, PlannedDisk, Principal, Problem, RestorePlan,
     RestoreRequest, VerifyRequest, VmRef,
 };
 use virtward_decide::pointref;
@@ -221,7 +221,8 @@ fn restore_place(daemon: &Daemon, point: &RestorePoint, request: &RestoreRequest
     };
     if let Some(host) = &request.host {
         return fleet.node_of(host).map(place).ok_or_else(|| {
-            Problem::new(Code::NotFound, format!("there is no host {host}")).hint("GET /api/v1/hosts lists the hosts")
+            Problem::new(Code::NotFound, format!("there is no host {host}"))
+                .hint("virtward cluster status (GET /api/v1/hosts) lists the hosts")
         });
     }
     let name = request.name.as_deref().unwrap_or(&point.vm);
@@ -328,4 +329,16 @@ pub async fn verify(
     };
     let place = daemon.place_for(&new);
     submit(&daemon, new, &place, &headers, &who, "verify", &body).await
+}
+
+pub async fn gc(
+    State(daemon): State<Arc<Daemon>>,
+    Who(who): Who,
+    headers: HeaderMap,
+    Body(request, body): Body<GcRequest>,
+) -> Result<Response, Failed> {
+    let repository = daemon.repositories.find(request.repository.as_deref())?.config.name.clone();
+    let new = NewJob { work: Work::Gc {}, vm: None, repository, origin: Origin::from(&who), proxy: None };
+    let place = daemon.place_for(&new);
+    submit(&daemon, new, &place, &headers, &who, "gc", &body).await
 }

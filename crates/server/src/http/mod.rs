@@ -90,6 +90,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/api/v1/jobs", get(jobs::list))
         .route("/api/v1/jobs/backup", post(jobs::backup))
         .route("/api/v1/jobs/restore", post(jobs::restore))
+        .route("/api/v1/jobs/gc", post(jobs::gc))
         .route("/api/v1/jobs/verify", post(jobs::verify))
         .route("/api/v1/jobs/{job}", get(jobs::one))
         .route("/api/v1/jobs/{job}/log", get(jobs::log))

@@ -8,7 +8,7 @@ use axum::{
 };
 use jiff::Timestamp;
 use serde::Serialize;
-use virtward_api::{Change, Code, PolicyDiff, PolicyDocument, PolicyReport, Problem, Severity, VmRef};
+use virtward_api::{Change, Code, PolicyDiff, PolicyDocument, PolicyReport, Problem, Said, Saying, Severity, VmRef};
 use virtward_decide::policy::diff;
 
 use super::{
@@ -72,19 +72,21 @@ pub async fn put(
             .into());
     }
     let stored = daemon.policies.put(policy.clone(), document.source.clone(), revision, &who.name).await?;
-    told(&daemon, &name, Some(stored.revision), &format!("{} applied policy {name}", who.name));
+    let text = format!("{} applied policy {name}", who.name);
+    told(&daemon, &name, Some(stored.revision), text, Said::from(Saying::PolicyApplied).with("who", who.name));
     ok(&views::policy(&daemon, &stored))
 }
 
 pub async fn delete(State(daemon): State<Arc<Daemon>>, Name(name): Name, Who(who): Who) -> Answer<StatusCode> {
     daemon.policies.delete(&name).await?;
-    told(&daemon, &name, None, &format!("{} deleted policy {name}", who.name));
+    let text = format!("{} deleted policy {name}", who.name);
+    told(&daemon, &name, None, text, Said::from(Saying::PolicyDeleted).with("who", who.name));
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn told(daemon: &Daemon, name: &str, revision: Option<u64>, text: &str) {
+fn told(daemon: &Daemon, name: &str, revision: Option<u64>, text: String, said: Said) {
     daemon.hub.send("policies", "policy", &Changed { name, revision });
-    let mut note = Note::new(Severity::Info, "policy-changed", text);
+    let mut note = Note::new(Severity::Info, "policy-changed", text).says(said.with("policy", name));
     note.policy = Some(name.to_owned());
     daemon.events.add(note);
     daemon.schedule.notify_one();

@@ -25,9 +25,9 @@ pub async fn log_in(State(daemon): State<Arc<Daemon>>, request: Request) -> Resu
     match daemon.access.log_in(&login.token).await {
         Ok((principal, cookie)) => {
             let cookie = format!("{SESSION_COOKIE}={cookie}; Path=/; HttpOnly; Secure; SameSite=Strict");
-            let remark = Remark(principal.name.clone());
-            let mut response = ([(header::SET_COOKIE, cookie)], ok(&Session { principal })?).into_response();
-            response.extensions_mut().insert(remark);
+            let session = ok(&Session { principal: principal.clone() })?;
+            let mut response = ([(header::SET_COOKIE, cookie)], session).into_response();
+            response.extensions_mut().insert(principal);
             Ok(response)
         }
         Err(problem) => {
@@ -63,7 +63,7 @@ pub async fn create(
 ) -> Result<Response, Failed> {
     let again = params::idempotency(&headers, &who, "token", &body)?;
     let (token, secret) = daemon.access.create(&new, &who.name, again.as_ref()).await?;
-    let remark = Remark(format!("{} ({}, {:?})", token.name, token.id, token.role));
+    let remark = Remark(format!("{} ({}, {})", token.name, token.id, guard::word(token.role)));
     let mut response = with(StatusCode::CREATED, &TokenCreated { token, secret })?.into_response();
     response.extensions_mut().insert(remark);
     Ok(response)

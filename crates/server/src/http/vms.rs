@@ -5,7 +5,9 @@ use std::sync::Arc;
 use axum::extract::State;
 use jiff::Timestamp;
 use serde::Deserialize;
-use virtward_api::{Code, Explanation, HostState, PolicyVerdict, PowerState, Problem, ProtectionState, Vm, VmRef};
+use virtward_api::{
+    Code, Explanation, HostState, PolicyVerdict, PowerState, Problem, ProtectionState, Said, Saying, Vm, VmRef,
+};
 use virtward_decide::{pointref, schedule};
 use virtward_engine::reconcile::inventory::VmView;
 use virtward_model::select::Pattern;
@@ -19,6 +21,7 @@ use crate::{
     cluster::fleet::{Fleet, Placed},
     daemon::Daemon,
     failures::Result,
+    said,
     views::Views,
 };
 
@@ -192,7 +195,7 @@ pub fn find<'a>(fleet: &'a Fleet, name: &str) -> Result<&'a Placed> {
         }
         let problem = Problem::new(Code::NotFound, format!("there is no VM {name} on {of}"));
         match near.is_empty() {
-            true => problem.hint("GET /api/v1/vms lists the VMs"),
+            true => problem.hint("virtward vm list (GET /api/v1/vms) lists the VMs"),
             false => problem.hint(format!("did you mean {}?", near.join(" or "))),
         }
     })
@@ -231,21 +234,26 @@ pub async fn explain(State(daemon): State<Arc<Daemon>>, Name(name): Name) -> Ans
     };
     let policies = found.policies.iter().enumerate().map(|(number, policy)| {
         let mut reasons = vec![policy.selection.to_string()];
+        let mut reasons_said = vec![said::selection(&policy.selection)];
         let zone = planned.input.policies.get(number).map(schedule::Compiled::zone);
         let mut waiting_for = None;
         if let (Some(state), Some(zone)) = (policy.state, zone) {
             reasons.push(state.text(zone));
+            reasons_said.push(said::state(state));
             if let schedule::State::Waits { why, .. } = state {
                 waiting_for = Some(why.text(zone));
             }
         }
         let host = placed.host.as_str();
         reasons.extend(policy.carrier.as_ref().map(|carrier| carrier.text(host)));
+        reasons_said.extend(policy.carrier.as_ref().map(|carrier| said::carrier(carrier, host)));
         reasons.extend(policy.rpo_exceeded.map(|age| format!("the newest restore point is too old: {age}")));
+        reasons_said.extend(policy.rpo_exceeded.map(|age| Said::from(Saying::PointOld).with("age_s", age.0)));
         PolicyVerdict {
             policy: policy.policy.to_owned(),
             is_selected: policy.selection.is_selected(),
             reasons,
+            reasons_said,
             next_run: policy.next,
             waiting_for,
             runs_on: policy.carrier.as_ref().map(|carrier| carrier.proxy().unwrap_or(host).to_owned()),

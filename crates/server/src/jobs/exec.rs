@@ -15,7 +15,7 @@ use virtward_engine::{
     backup_vm_through, restore_vm,
 };
 use virtward_model::{Bytes, PointId, QuiesceRequest, RestorePoint, Retention};
-use virtward_repo::{Error as RepoError, Repository, VerifyMode, VerifyOptions, WriterOptions};
+use virtward_repo::{Error as RepoError, GcOptions, Repository, VerifyMode, VerifyOptions, WriterOptions};
 
 use super::{
     observer::Watch,
@@ -62,6 +62,7 @@ pub async fn run(daemon: &Arc<Daemon>, record: &Record, watch: Arc<Watch>, cance
         }
         Work::Copy { to, retention } => copy(daemon, record, to, retention, watch).await,
         Work::Prune { retention } => prune(daemon, record, retention, cancel).await,
+        Work::Gc {} => gc(daemon, record, watch).await,
         Work::Migrate { request, operation } => {
             moves::migrate(daemon, record, (request, *operation), &*watch, cancel).await
         }
@@ -311,4 +312,21 @@ async fn prune(daemon: &Daemon, record: &Record, rules: &Retention, cancel: &Can
         }
     }
     Ok(JobResult { points: Some(deleted), ..JobResult::default() })
+}
+
+async fn gc(daemon: &Daemon, record: &Record, watch: Arc<Watch>) -> Result<JobResult> {
+    let repository = daemon.repositories.find(Some(&record.job.repository))?.open().await?;
+    let collect =
+        move || repository.collect_garbage(&GcOptions::default(), &*watch).map_err(|error| failures::repo(&error));
+    let report = blocking(collect).await?;
+    if let Some(note) = report.notes.first() {
+        return Err(Problem::new(Code::Damaged, format!("some of what is not needed could not be collected: {note}"))
+            .hint("virtward repo gc names all of it; virtward backup verify shows what is damaged"));
+    }
+    Ok(JobResult {
+        points: Some(report.expired_points.len() as u64),
+        freed_bytes: Some(report.freed_bytes),
+        pending_bytes: Some(report.pending_bytes),
+        ..JobResult::default()
+    })
 }

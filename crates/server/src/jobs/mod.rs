@@ -28,7 +28,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 use uuid::Uuid;
-use virtward_api::{Code, Job, JobError, JobLogEntry, JobState, LogLevel, Problem, Progress};
+use virtward_api::{Code, Job, JobError, JobLogEntry, JobState, LogLevel, Problem, Progress, Said, Saying};
 use virtward_cluster::{Compare, Op};
 use virtward_engine::Cancel;
 
@@ -41,6 +41,7 @@ use crate::{
     failures::{self, Result},
     hub::Hub,
     kv::{self, Kv},
+    said::Sentence,
     table::Table,
 };
 
@@ -140,7 +141,10 @@ impl Jobs {
 
     /// One record.
     pub fn record(&self, id: Uuid) -> Result<Arc<Record>> {
-        self.table.get(&id).ok_or_else(|| Problem::new(Code::NotFound, format!("there is no job {id}")))
+        self.table.get(&id).ok_or_else(|| {
+            Problem::new(Code::NotFound, format!("there is no job {id}"))
+                .hint("virtward job list (GET /api/v1/jobs) lists the jobs")
+        })
     }
 
     /// One job as it is now.
@@ -161,6 +165,7 @@ impl Jobs {
             if !self.nodes.is_there(&record.node) {
                 job.waiting_for =
                     Some(format!("the daemon of {} does not answer; this is what it last told", job.host));
+                job.waiting_said = Some(Said::from(Saying::WaitsNode).with("host", job.host.as_str()));
             }
         } else if let Some(live) = self.live().get(&job.id) {
             job.progress = live.progress.clone();
@@ -293,12 +298,12 @@ impl Jobs {
     }
 
     /// Says what a queued job waits for; not worth storing.
-    fn waits(&self, record: &Record, why: String) {
-        if record.job.waiting_for.as_deref() == Some(&*why) {
+    fn waits(&self, record: &Record, why: Sentence) {
+        if record.job.waiting_for.as_deref() == Some(&*why.text) {
             return;
         }
         let mut record = record.clone();
-        record.job.waiting_for = Some(why);
+        (record.job.waiting_for, record.job.waiting_said) = (Some(why.text), why.said);
         let job = record.job.clone();
         self.table.overlay(&job.id.clone(), record);
         self.hub.send("jobs", "job", &job);
@@ -415,7 +420,7 @@ impl Jobs {
         record.job.progress = self.view(&record).progress;
         record.job.state = state;
         record.job.finished = Some(now);
-        record.job.waiting_for = None;
+        (record.job.waiting_for, record.job.waiting_said) = (None, None);
         record.job.is_cancelling = false;
         record.job.error = error;
         record.job.result = result;
@@ -476,7 +481,7 @@ impl Jobs {
         let moved = self.update(id, None, |record| {
             record.job.host = place.host;
             record.node = place.node;
-            record.job.waiting_for = None;
+            (record.job.waiting_for, record.job.waiting_said) = (None, None);
         });
         moved.await.map(|_| ())
     }
@@ -550,6 +555,7 @@ fn prepare(new: NewJob, place: &Place) -> Record {
         started: None,
         finished: None,
         waiting_for: None,
+        waiting_said: None,
         is_cancelling: false,
         progress: Progress::default(),
         warnings: Vec::new(),

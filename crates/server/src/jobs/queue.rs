@@ -12,13 +12,17 @@ use virtward_api::JobState;
 use virtward_decide::schedule;
 
 use super::record::{Record, Work};
-use crate::{daemon::Daemon, scheduler, storages};
+use crate::{
+    daemon::Daemon,
+    said::{self, Sentence},
+    scheduler, storages,
+};
 
 /// What the limits make of the backups of this node that wait.
 #[derive(Default)]
 pub struct Queue {
     /// Those that have to wait, with what they wait for.
-    pub held: HashMap<Uuid, String>,
+    pub held: HashMap<Uuid, Sentence>,
     /// Those that may begin, with the host that reads and stores in place of this one.
     pub admitted: HashMap<Uuid, Option<String>>,
 }
@@ -68,7 +72,7 @@ pub fn look(daemon: &Daemon, records: &[Arc<Record>], now: Timestamp) -> Queue {
     for (record, answer) in waiting.iter().zip(answers).filter(|(record, _)| record.node == *me) {
         let id = record.job.id;
         match answer {
-            Err(why) => _ = queue.held.insert(id, why.text(&TimeZone::UTC)),
+            Err(why) => _ = queue.held.insert(id, Sentence::new(why.text(&TimeZone::UTC), said::why(&why))),
             Ok(admitted) => _ = queue.admitted.insert(id, admitted.proxy),
         }
     }

@@ -76,6 +76,8 @@ pub enum Work {
         /// The rules.
         retention: Retention,
     },
+    /// Gives back the space of data that no restore point needs.
+    Gc {},
     /// Moves a VM to another host.
     Migrate {
         /// What was asked for.
@@ -122,6 +124,7 @@ impl Work {
             Work::Verify { .. } => JobKind::Verify,
             Work::Copy { .. } => JobKind::Copy,
             Work::Prune { .. } => JobKind::Prune,
+            Work::Gc {} => JobKind::Gc,
             Work::Migrate { .. } => JobKind::Migrate,
             Work::MoveDisk { .. } => JobKind::MoveDisk,
             Work::Drain { .. } => JobKind::Drain,

@@ -9,8 +9,11 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 use jiff::{SignedDuration, Timestamp};
+use serde_json::json;
 use tokio::task::JoinSet;
-use virtward_api::{Code, Job, JobError, JobKind, JobResult, JobState, LogLevel, Maintenance, Problem, Severity};
+use virtward_api::{
+    Code, Job, JobError, JobKind, JobResult, JobState, LogLevel, Maintenance, Problem, Said, Saying, Severity,
+};
 use virtward_engine::Cancel;
 use virtward_model::{Policy, Seconds};
 
@@ -26,6 +29,7 @@ use crate::{
     events::Note,
     failures::{self, Result},
     repositories::Entry,
+    said::{self, Sentence},
     views::Views,
 };
 
@@ -143,7 +147,7 @@ async fn start_some(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
             continue;
         }
         if is_blind && record.work.operation().is_some() {
-            jobs.waits(record, "the hypervisor was not reached yet".into());
+            jobs.waits(record, Sentence::new("the hypervisor was not reached yet", Saying::WaitsHypervisor));
             continue;
         }
         if moves_on(daemon, record).await {
@@ -154,12 +158,16 @@ async fn start_some(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
         let here = |other: &&Arc<Record>| jobs.is_mine(other) || other.job.proxy.as_deref() == Some(&*own_name);
         let here = running.iter().filter(here).filter(|other| other.work.lane() == lane).count();
         if here >= limit(lane) {
-            let what = if lane == Lane::Moves { "moves" } else { "jobs" };
-            jobs.waits(record, format!("{here} {what} run on this host, no more may"));
+            let (what, saying) = match lane {
+                Lane::Moves => ("moves", Saying::WaitsMoves),
+                _ => ("jobs", Saying::WaitsJobs),
+            };
+            let said = Said::from(saying).with("count", here);
+            jobs.waits(record, Sentence::new(format!("{here} {what} run on this host, no more may"), said));
             continue;
         }
         if record.work.operation().is_none() && is_beside_its_like(record, &running) {
-            jobs.waits(record, "a copy or prune of this VM is under way".into());
+            jobs.waits(record, Sentence::new("a copy or prune of this VM is under way", Saying::WaitsPoints));
             continue;
         }
         if let Some(why) = queue.held.get(&record.job.id) {
@@ -220,11 +228,13 @@ async fn start(
         match answer {
             Answer::Acquired => claim = draft,
             Answer::Waits { operation, .. } => {
-                jobs.waits(record, format!("a {operation} of this VM is under way"));
+                let text = format!("a {operation} of this VM is under way");
+                jobs.waits(record, Sentence::new(text, said::busy(operation)));
                 return Ok(None);
             }
             Answer::Cancelling { operation: other, .. } => {
-                jobs.waits(record, format!("a {other} of this VM is being cancelled"));
+                let said = Said::from(Saying::WaitsCancelling).with("operation", said::word(other));
+                jobs.waits(record, Sentence::new(format!("a {other} of this VM is being cancelled"), said));
                 daemon.claims.acquire(vm.uuid, operation, &holder).await?;
                 return Ok(None);
             }
@@ -248,7 +258,7 @@ async fn start(
     let begun = jobs.update(id, claim, |record| {
         record.job.state = JobState::Running;
         record.job.started = Some(Timestamp::now());
-        record.job.waiting_for = None;
+        (record.job.waiting_for, record.job.waiting_said) = (None, None);
         record.job.proxy = proxy;
         record.boot = Some(boot);
     });
@@ -327,7 +337,7 @@ async fn put_back(daemon: &Daemon, record: &Record, why: &str) -> Result<()> {
         let again = jobs.update(id, claim, |record| {
             record.job.state = JobState::Queued;
             record.job.started = None;
-            record.job.waiting_for = Some(why.to_owned());
+            (record.job.waiting_for, record.job.waiting_said) = (Some(why.to_owned()), None);
             record.boot = None;
             record.not_before = now.checked_add(BUSY_AGAIN).ok();
             record.busy_since.get_or_insert(now);
@@ -395,10 +405,10 @@ fn retry_at(daemon: &Daemon, record: &Record) -> Option<Timestamp> {
     Timestamp::now().checked_add(Seconds(wait).duration()).ok()
 }
 
-/// Repositories in which a job stored something.
-fn grown(daemon: &Daemon, record: &Record) -> Option<Arc<Entry>> {
+/// The repository whose size a job changed.
+fn resized(daemon: &Daemon, record: &Record) -> Option<Arc<Entry>> {
     let name = match &record.work {
-        Work::Backup { .. } => &record.job.repository,
+        Work::Backup { .. } | Work::Gc {} => &record.job.repository,
         Work::Copy { to, .. } => to,
         _ => return None,
     };
@@ -410,7 +420,7 @@ fn grown(daemon: &Daemon, record: &Record) -> Option<Arc<Entry>> {
 async fn reread(daemon: &Arc<Daemon>, record: &Record) {
     let pruned =
         (record.job.kind == JobKind::Prune).then(|| daemon.repositories.find(Some(&record.job.repository)).ok());
-    for entry in grown(daemon, record).into_iter().chain(pruned.flatten()) {
+    for entry in resized(daemon, record).into_iter().chain(pruned.flatten()) {
         let _ = tokio::time::timeout(REREAD_WITHIN, daemon.refresh(&entry)).await;
     }
 }
@@ -438,13 +448,18 @@ async fn after(daemon: &Arc<Daemon>, record: &Record) {
                 let done = done(why.unwrap_or_else(|| format!("{points} restore points deleted")));
                 daemon.repositories.keep(&entry, |kept| kept.last_prune = Some(done)).await
             }
+            JobKind::Gc => {
+                let freed = job.result.as_ref().and_then(|result| result.freed_bytes).unwrap_or(0);
+                let done = done(why.unwrap_or_else(|| format!("{} given back", virtward_model::Bytes(freed))));
+                daemon.repositories.keep(&entry, |kept| kept.last_gc = Some(done)).await
+            }
             _ => Ok(()),
         };
         if let Err(problem) = kept {
             tracing::warn!(%problem, "the result of maintenance was not kept");
         }
     }
-    if let Some(entry) = grown(daemon, record) {
+    if let Some(entry) = resized(daemon, record) {
         daemon.measure(&entry).await;
     }
     // Its newest restore point may be another one, and it has no job any more.
@@ -502,18 +517,24 @@ fn told(daemon: &Daemon, job: &Job) {
         (None, _) => job.repository.clone(),
     };
     let why = job.error.as_ref().map(|error| format!(": {}", error.message)).unwrap_or_default();
-    let (severity, name, verb) = match job.state {
-        JobState::Succeeded => (Severity::Info, "job-succeeded", "succeeded"),
-        JobState::Cancelled => (Severity::Info, "job-cancelled", "was cancelled"),
-        JobState::Interrupted => (Severity::Warning, "job-interrupted", "was interrupted"),
-        _ => (Severity::Error, "job-failed", "failed"),
+    let (severity, name, verb, saying) = match job.state {
+        JobState::Succeeded => (Severity::Info, "job-succeeded", "succeeded", Saying::JobSucceeded),
+        JobState::Cancelled => (Severity::Info, "job-cancelled", "was cancelled", Saying::JobCancelled),
+        JobState::Interrupted => (Severity::Warning, "job-interrupted", "was interrupted", Saying::JobInterrupted),
+        _ => (Severity::Error, "job-failed", "failed", Saying::JobFailed),
     };
-    tracing::info!(job = %job.id, state = verb, "{kind} of {subject} {verb}{why}");
-    let mut note = Note::new(severity, name, format!("{kind} of {subject} {verb}{why}"));
+    // Without a subject it is about all hosts.
+    let about = (job.kind != JobKind::Balance || job.vm.is_some()).then(|| subject.clone());
+    let mut said = Said::from(saying).with("kind", kind.as_str()).with("subject", about);
+    if let Some(error) = &job.error {
+        said = said.with("code", json!(error.code)).with("why", error.message.as_str());
+    }
+    let mut note = Note::new(severity, name, format!("{kind} of {subject} {verb}{why}")).says(said);
     note.job = Some(job.id);
     note.vm = job.vm.clone();
     note.policy.clone_from(&job.origin.policy);
     note.repository = Some(job.repository.clone()).filter(|name| !name.is_empty());
+    note.log();
     daemon.events.add(note.about(condition(job), job.state == JobState::Succeeded));
 }
 

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::Uuid;
 use virtward_api::{
-    BalanceHost, BalanceMode, BalanceRound, BalanceStatus, Code, HostState, Job, Origin, PlannedMove, Problem,
-    Severity, VmLeft, VmRef,
+    BalanceHost, BalanceMode, BalanceRound, BalanceStatus, Code, HostState, Job, Origin, PlannedMove, Problem, Said,
+    Saying, Severity, VmLeft, VmRef,
 };
 use virtward_cluster::Compare;
 use virtward_decide::{
@@ -141,7 +141,8 @@ async fn one(daemon: &Arc<Daemon>, config: &BalanceConfig, history: &mut History
     history.memory = memory;
     if told.job.is_none() && !told.moves.is_empty() {
         let text = format!("{} VMs should move for the sake of load: virtward balance history", told.moves.len());
-        let note = Note::new(Severity::Info, "balance-recommended", text);
+        let note = Note::new(Severity::Info, "balance-recommended", text)
+            .says(Said::from(Saying::BalanceRecommended).with("count", told.moves.len()));
         daemon.events.add(note.about("balance", false));
     }
     keep(daemon, &told, guard).await

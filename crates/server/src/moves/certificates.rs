@@ -17,7 +17,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use virtward_api::{Code, Problem, Severity};
+use virtward_api::{Code, Problem, Said, Saying, Severity};
 use virtward_cluster::ca::{self, Authority, NewKey, Role, Subject};
 use virtward_engine::Cancel;
 
@@ -52,11 +52,13 @@ pub async fn keep(daemon: Arc<Daemon>, identity: Arc<Identity>, cancel: Cancel) 
                     Some(why) => {
                         tracing::error!("certificates for migrations in {dir}: {why}");
                         let text = format!("certificates for migrations cannot be kept in {dir}: {why}");
-                        Note::new(Severity::Error, "migration-certificate", text)
+                        let said = Said::from(Saying::MigrationCertificatesFailed).with("dir", dir.to_string());
+                        Note::new(Severity::Error, "migration-certificate", text).says(said.with("why", why.as_str()))
                     }
                     None => {
                         let text = format!("certificates for migrations are kept in {dir}");
-                        Note::new(Severity::Info, "migration-certificate", text)
+                        let said = Said::from(Saying::MigrationCertificates).with("dir", dir.to_string());
+                        Note::new(Severity::Info, "migration-certificate", text).says(said)
                     }
                 };
                 let host = daemon.host_name();

@@ -56,7 +56,8 @@ pub fn certified(daemon: &Daemon, node: &str) -> Option<String> {
 /// The node of a host that a request names.
 pub fn node_of(daemon: &Daemon, host: &str) -> Result<String> {
     daemon.fleet().node_of(host).map(str::to_owned).ok_or_else(|| {
-        Problem::new(Code::NotFound, format!("there is no host {host}")).hint("GET /api/v1/hosts lists the hosts")
+        Problem::new(Code::NotFound, format!("there is no host {host}"))
+            .hint("virtward cluster status (GET /api/v1/hosts) lists the hosts")
     })
 }
 

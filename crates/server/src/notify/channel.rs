@@ -11,7 +11,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until},
 };
-use virtward_api::{Event, Severity};
+use virtward_api::{Event, Said, Saying, Severity};
 use virtward_decide::notify::{Digest, Occurrence};
 
 use super::{Failure, deliver, message::Message};
@@ -137,7 +137,8 @@ impl Channel {
                     (shown.last_delivered, shown.error) = (Some(Timestamp::now()), None);
                 });
                 if std::mem::take(&mut self.is_failing) {
-                    self.tell(Severity::Info, format!("notifications through {name} arrive again"), true);
+                    let said = Said::from(Saying::NotifyWell).with("channel", name.as_str());
+                    self.tell(Severity::Info, format!("notifications through {name} arrive again"), said, true);
                 }
             }
             Err(failure) => {
@@ -154,9 +155,11 @@ impl Channel {
                     (self.sending, self.lost) = (None, self.lost + 1);
                 }
                 if !std::mem::replace(&mut self.is_failing, true) {
+                    let said = Said::from(Saying::NotifyFailing).with("channel", name.as_str());
                     self.tell(
                         Severity::Error,
                         format!("a notification could not be delivered through {name}: {}", failure.text),
+                        said.with("why", failure.text.as_str()),
                         false,
                     );
                 }
@@ -164,9 +167,9 @@ impl Channel {
         }
     }
 
-    fn tell(&self, severity: Severity, text: String, is_over: bool) {
+    fn tell(&self, severity: Severity, text: String, said: Said, is_over: bool) {
         tracing::warn!("{text}");
-        let note = Note::new(severity, "notify-channel", text);
+        let note = Note::new(severity, "notify-channel", text).says(said);
         self.daemon.events.add(note.about(condition(&self.config.name), is_over));
     }
 

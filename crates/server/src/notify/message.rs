@@ -96,6 +96,7 @@ impl Message {
             severity,
             kind: kind.into(),
             message,
+            said: None,
             vm: None,
             vm_name: None,
             node: None,

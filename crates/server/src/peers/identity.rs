@@ -15,7 +15,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use virtward_api::{Code, Problem, Severity};
+use virtward_api::{Code, Problem, Said, Saying, Severity};
 use virtward_cluster::{
     Store,
     ca::{self, ClusterKey, Credentials, NewKey, Role, Subject},
@@ -173,6 +173,7 @@ pub async fn keep(daemon: std::sync::Arc<Daemon>, identity: Arc<Identity>, chang
                     &daemon,
                     Severity::Info,
                     "this node's certificate was replaced on disk and is used from now on".into(),
+                    Saying::NodeCertificateReplaced.into(),
                 );
             }
             Err(problem) => tracing::warn!(%problem, "the certificate in use stays"),
@@ -194,19 +195,27 @@ async fn renew(daemon: &Daemon, identity: &Identity) {
     let now = Timestamp::now();
     match identity.renew(&*daemon.kv.store(), addresses.unwrap_or_default(), now).await {
         Ok(false) => {}
-        Ok(true) => told(daemon, Severity::Info, "this node's certificate was renewed".into()),
+        Ok(true) => {
+            told(
+                daemon,
+                Severity::Info,
+                "this node's certificate was renewed".into(),
+                Saying::NodeCertificateRenewed.into(),
+            );
+        }
         Err(problem) => {
             let until = identity.credentials.identity().map(|own| own.not_after).unwrap_or_default();
             let text =
                 format!("this node's certificate ends at {until:.0} and could not be renewed: {}", problem.detail);
-            told(daemon, Severity::Error, text);
+            let said = Said::from(Saying::NodeCertificateEnds).with("ends_at", until.to_string());
+            told(daemon, Severity::Error, text, said.with("why", problem.detail.as_str()));
         }
     }
 }
 
-fn told(daemon: &Daemon, severity: Severity, text: String) {
+fn told(daemon: &Daemon, severity: Severity, text: String, said: Said) {
     tracing::info!("{text}");
-    daemon.events.add(Note::new(severity, "node-certificate", text));
+    daemon.events.add(Note::new(severity, "node-certificate", text).says(said));
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
-use virtward_api::{Code, Problem, Severity};
+use virtward_api::{Code, Problem, Said, Saying, Severity};
 use virtward_cluster::{
     Compare, Op,
     ca::{self, ClusterKey, Identity as Certified, JoinToken, NewKey, Role, Subject},
@@ -94,7 +94,8 @@ pub async fn admit(State(daemon): State<Arc<Daemon>>, Body(request, _): Body<Joi
     let name = request.name.clone();
     let outcome = admitted(&daemon, request).await;
     let note = match &outcome {
-        Ok(_) => Note::new(Severity::Warning, "node-joined", format!("{name} joined the cluster")),
+        Ok(_) => Note::new(Severity::Warning, "node-joined", format!("{name} joined the cluster"))
+            .says(Said::from(Saying::NodeJoined).with("node", name.as_str())),
         Err(problem) => {
             let name: String = name.chars().take(100).collect();
             Note::new(
@@ -102,6 +103,7 @@ pub async fn admit(State(daemon): State<Arc<Daemon>>, Body(request, _): Body<Joi
                 "join-refused",
                 format!("{name:?} was not let into the cluster: {}", problem.detail),
             )
+            .says(Said::from(Saying::JoinRefused).with("node", name).with("why", problem.detail.as_str()))
         }
     };
     tracing::warn!("{}", note.message);

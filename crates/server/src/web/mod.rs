@@ -8,7 +8,7 @@
 
 mod reference;
 
-use std::sync::LazyLock;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use axum::{
     Router,
@@ -17,6 +17,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use virtward_api::Said;
 
 /// Addresses that show a page; `assets/router.js` has the same.
 const PAGES: [&str; 18] = [
@@ -39,6 +40,30 @@ const PAGES: [&str; 18] = [
     "/audit",
     "/settings",
 ];
+
+/// The texts of the pages, by language.
+const LANGUAGES: [&str; 2] = ["en", "zh-TW"];
+static WORDS: LazyLock<Vec<BTreeMap<String, String>>> = LazyLock::new(|| {
+    let file = |language: &&str| ASSETS.iter().find(|(name, _)| *name == format!("lang/{language}.json"));
+    LANGUAGES.iter().filter_map(file).filter_map(|(_, text)| serde_json::from_str(text).ok()).collect()
+});
+
+/// Why a sentence cannot be said in every language, if it cannot: a text or a value is missing.
+pub fn cannot_say(said: &Said) -> Option<String> {
+    let key = format!("said.{}", said.key);
+    let mut inner = said.values.values().filter_map(|value| serde_json::from_value(value.clone()).ok());
+    if let Some(missing) = inner.find_map(|inner: Said| cannot_say(&inner)) {
+        return Some(missing);
+    }
+    for words in WORDS.iter() {
+        let Some(text) = words.get(&key) else { return Some(format!("no text {key}")) };
+        let holes = text.split('{').skip(1).filter_map(|rest| rest.split(['}', '|']).next());
+        if let Some(hole) = holes.into_iter().find(|hole| !said.values.contains_key(*hole)) {
+            return Some(format!("{key} without {hole}"));
+        }
+    }
+    None
+}
 
 /// Embeds files under their names.
 macro_rules! assets {

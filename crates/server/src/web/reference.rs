@@ -57,7 +57,8 @@ struct Operation<'a> {
 }
 
 fn operations(document: &Value) -> Vec<(&str, Vec<Operation<'_>>)> {
-    let mut groups: Vec<(&str, Vec<Operation<'_>>)> = Vec::new();
+    let mut groups: Vec<(&str, Vec<Operation<'_>>)> =
+        list(document, "tags").map(|tag| (text(tag, "name"), Vec::new())).collect();
     let paths = document["paths"].as_object().into_iter().flatten();
     for (path, methods) in paths {
         for method in METHODS {
@@ -70,6 +71,7 @@ fn operations(document: &Value) -> Vec<(&str, Vec<Operation<'_>>)> {
             }
         }
     }
+    groups.retain(|(_, all)| !all.is_empty());
     groups
 }
 
@@ -101,7 +103,9 @@ fn render(document: &Value) -> String {
     }
     page.push_str("<li><a href=\"#schemas\">schemas</a></li></ul></nav>\n<main id=\"operations\">\n");
     for (tag, all) in &groups {
-        let _ = writeln!(page, "<section id=\"{0}\"><h2>{0}</h2>", escape(tag));
+        let about =
+            list(document, "tags").find(|one| text(one, "name") == *tag).map_or("", |one| text(one, "description"));
+        let _ = writeln!(page, "<section id=\"{0}\"><h2>{0}</h2>\n<p>{1}</p>", escape(tag), prose(about));
         all.iter().for_each(|operation| one(&mut page, operation));
         page.push_str("</section>\n");
     }

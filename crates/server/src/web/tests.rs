@@ -164,6 +164,7 @@ fn every_text_that_is_asked_for_exists_and_none_is_idle() {
                         "ha-vm.",
                         "host.",
                         "job.",
+                        "operation.",
                         "power.",
                         "protection.",
                         "repository.",
@@ -202,6 +203,7 @@ fn every_state_of_the_api_has_a_word() {
         ("Quiesce", "quiesce"),
         ("RepositoryState", "repository"),
         ("Role", "role"),
+        ("Saying", "said"),
         ("Severity", "severity"),
         ("VerifyDepth", "verify"),
     ] {

@@ -58,6 +58,15 @@ async fn a_browser_session_needs_its_csrf_token_and_ends() {
         assert!(cookie.contains(flag), "{cookie}");
     }
     let cookie = cookie.split(';').next().unwrap().to_owned();
+    let audit = daemon.get("/api/v1/audit?action=session.login").await;
+    let entry = &audit["items"][0];
+    assert_eq!(
+        (&entry["who"], &entry["via"], &entry["status"]),
+        (&json!("me"), &json!("session"), &json!(200)),
+        "{entry}"
+    );
+    let made = daemon.get("/api/v1/audit?action=token.create").await;
+    assert!(made["items"][0]["detail"].as_str().unwrap().ends_with(", admin)"), "{made}");
     let session: Value = serde_json::from_slice(&answer.body).unwrap();
     let csrf = session["principal"]["csrf_token"].as_str().unwrap().to_owned();
     let whoami = send(&browser, "GET", "/api/v1/whoami", &[("cookie", &cookie)], None).await;

@@ -44,6 +44,14 @@ async fn a_backup_is_asked_for_watched_and_restored() {
     let repository = daemon.get("/api/v1/repositories/default").await;
     assert_eq!((repository["state"].as_str(), repository["points"].as_u64()), (Some("ok"), Some(1)));
     assert_eq!(repository["last_verify"]["is_ok"], true);
+    assert_eq!(repository["last_gc"], Value::Null);
+    let job = daemon.post("/api/v1/jobs/gc", json!({})).await;
+    let job = daemon.ended(job["id"].as_str().unwrap()).await;
+    assert_eq!((&job["state"], &job["kind"]), (&json!("succeeded"), &json!("gc")), "{job}");
+    assert_eq!((&job["result"]["freed_bytes"], &job["result"]["points"]), (&json!(0), &json!(0)), "{job}");
+    let kept = async || daemon.get("/api/v1/repositories/default").await["last_gc"].clone();
+    daemon.wait("the collection to be kept", async || kept().await["job"] == job["id"]).await;
+    assert_eq!(kept().await["is_ok"], true);
     daemon.end().await;
 }
 

@@ -243,7 +243,9 @@ async fn while_nobody_takes_them_many_failures_become_few_messages() {
         .await;
     let messages = receiver.messages();
     assert!(messages.len() <= 3, "{} messages", messages.len());
-    assert!(messages[1]["title"].as_str().unwrap().contains("job-failed"), "{}", messages[1]);
+    // How many fit into which depends on how fast they fail; the title of one with several names their kind.
+    let titles: Vec<&str> = messages.iter().filter_map(|message| message["title"].as_str()).collect();
+    assert!(titles.iter().any(|title| title.contains("job-failed")), "{titles:?}");
     daemon.end().await;
 }
 

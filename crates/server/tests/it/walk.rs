@@ -210,6 +210,7 @@ impl World<'_> {
                 "tags": ["t"]})),
             "job-restore" => Some(json!({"point": self.point, "repository": "default", "name": "copy", "host": "h1",
                 "disk_dir": self.daemon.place.dir.path(), "overwrite": false, "start": false, "dry_run": true})),
+            "job-gc" => Some(json!({"repository": "default"})),
             "job-verify" => Some(json!({"repository": "default", "points": [self.point]})),
             "token-create" => Some(json!({"name": "other", "role": "viewer", "vm_tags": ["gold"], "expires_in_s": 60})),
             "login" => Some(json!({"token": self.daemon.token("walker", Role::Viewer, &[]).await})),

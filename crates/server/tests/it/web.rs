@@ -119,6 +119,14 @@ async fn what_failed_is_found_with_its_reason_and_a_viewer_changes_nothing() {
     let alert = alert.as_str().unwrap();
     assert!(alert.contains(reason), "{alert}");
     assert!(job["error"]["hint"].as_str().is_none_or(|hint| alert.contains(hint)), "{alert}");
+    // The same in Chinese: what the page knows is said in it, what somebody else said stays as it was.
+    browser.run("localStorage.setItem('virtward-language', 'zh-TW')", json!([])).await;
+    browser.page("/events").await;
+    browser.sees("web1：備份失敗：").await;
+    browser.sees(reason).await;
+    browser.page("/").await;
+    browser.sees("沒有任何原則選取它").await;
+    browser.run("localStorage.setItem('virtward-language', 'en')", json!([])).await;
     browser.page("/vms/web1").await;
     let buttons =
         browser.run("return [...document.querySelectorAll('main button')].map(b => b.textContent)", json!([])).await;

@@ -1,7 +1,7 @@
 // Numbers, sizes and times as people read them, in their language and zone.
 
 import { h } from './dom.js';
-import { language, t } from './i18n.js';
+import { language, t, word } from './i18n.js';
 
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'];
 const NONE = '–';
@@ -84,3 +84,28 @@ export function keepTime() {
     }
   }, 10000);
 }
+
+// What values of these names are called.
+const CALLED = { kind: 'kind', operation: 'operation', state: 'power' };
+
+function put(name, value) {
+  if (value?.key) return said(value, value.key);
+  if (Array.isArray(value)) return new Intl.ListFormat(locale()).format(value.map(String));
+  if (name === 'subject' && value === null) return t('balance.all-hosts');
+  if (name.endsWith('_at')) return short(value);
+  if (name.endsWith('_s')) return duration(value);
+  if (name.endsWith('_bytes')) return bytes(value);
+  return name in CALLED ? word(`${CALLED[name]}.${value}`, value) : value;
+}
+
+/** A sentence of the daemon in the reader's language; as the daemon wrote it where this page does not know it. */
+export function said(one, written) {
+  if (!one || word(`said.${one.key}`, null) === null) return written;
+  const { code, why, ...values } = one.values ?? {};
+  const text = t(`said.${one.key}`, Object.fromEntries(Object.entries(values).map(([name, value]) => [name, put(name, value)])));
+  if (!why) return text;
+  return code ? t('sentence.because', { said: text, problem: word(`problem.${code}`, code), why }) : t('sentence.why', { said: text, why });
+}
+
+/** Why a job failed: of which kind it is in the reader's language, and what exactly as the daemon wrote it. */
+export const failure = (error) => (error.code ? t('sentence.failure', { problem: word(`problem.${error.code}`, error.code), why: error.message }) : error.message);

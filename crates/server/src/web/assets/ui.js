@@ -1,7 +1,7 @@
 // What pages are made of: chips, tables, progress, dialogs, messages.
 
 import { h, patch } from './dom.js';
-import { bytes, duration, percent, rate } from './format.js';
+import { bytes, duration, percent, rate, said } from './format.js';
 import { icon } from './icons.js';
 import { t, word } from './i18n.js';
 
@@ -126,7 +126,7 @@ export function gauge(part, whole, label) {
 
 /** How far a job is. */
 export function progress(job) {
-  if (job.state === 'queued') return h('small', { class: 'soft' }, job.waiting_for ?? t('job.queued'));
+  if (job.state === 'queued') return h('small', { class: 'soft' }, said(job.waiting_said, job.waiting_for ?? t('job.queued')));
   const { phase, detail, done_bytes: done, total_bytes: total, rate_bytes_s: speed, remaining_s: left } = job.progress;
   // Jobs that have others do the work count what these move, not bytes.
   const isPlan = job.kind === 'drain' || job.kind === 'balance';
@@ -200,5 +200,7 @@ export function soon(work, ms = 1200) {
   return wish;
 }
 
-/** An id, short enough to read. */
+/** An id, short enough to read: its end, as those of the same minute begin alike. */
+export const tail = (id) => h('code', { title: id }, `…${id.slice(-8)}`);
+/** The same of a restore point, which is also found by how it begins. */
 export const brief = (id) => h('code', { title: id }, id.slice(0, 8));

@@ -4,11 +4,11 @@ import * as api from '../api.js';
 import { h } from '../dom.js';
 import { clock } from '../format.js';
 import { t } from '../i18n.js';
-import { brief, card, empty, head, table } from '../ui.js';
+import { card, empty, head, table, tail } from '../ui.js';
 import { keep, missing, nodeChoice, nodes } from './shared.js';
 
 /** A text with its ids cut short; all of one is there on hover. */
-const shortened = (text) => text.split(/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/).map((part, at) => (at % 2 === 1 ? brief(part) : part));
+const shortened = (text) => text.split(/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/).map((part, at) => (at % 2 === 1 ? tail(part) : part));
 
 export default function audit({ query, go, load, update }) {
   const filter = { who: query.get('who') ?? '', action: query.get('action') ?? '', node: query.get('node') ?? '' };

@@ -46,7 +46,7 @@ export default function cluster({ who, load }) {
     const stat = (label, value, detail, tone = '') => h('div', { class: 'card stat', key: label }, h('span', { class: 'label' }, label), h('b', { class: tone }, value), h('small', null, detail));
     return h('div', { class: 'stats', key: 'stats' },
       stat(t('cluster.daemons'), t('cluster.of', { part: number(there), all: number(data.nodes.length) }), silent.length === 0 ? t('cluster.all-there') : t('cluster.some-away', { names: silent.slice(0, 4).join(', ') + (silent.length > 4 ? ' …' : '') }), silent.length === 0 ? '' : 'bad-text'),
-      stat(t('cluster.leader'), data.leader?.node ?? '–', data.leader ? [t('cluster.epoch', { epoch: data.leader.epoch }), ' · ', when(data.leader.since)] : t('cluster.no-leader'), data.leader ? '' : 'warn-text'),
+      stat(t('cluster.leader'), data.leader?.node ?? (data.nodes.length > 1 ? '–' : data.node), data.leader ? [t('cluster.epoch', { epoch: data.leader.epoch }), ' · ', when(data.leader.since)] : data.nodes.length > 1 ? t('cluster.no-leader') : t('cluster.leads-alone'), data.leader || data.nodes.length === 1 ? '' : 'warn-text'),
       stat(t('cluster.state'), data.state_error ? t('cluster.state-away') : t('cluster.state-ok'), data.state_error ? t('cluster.state-away-short') : members > 1 ? t('cluster.members', { n: members }) : h('code', null, data.state), data.state_error ? 'bad-text' : ''),
       stat(t('cluster.version'), versions.length > 1 ? t('cluster.mixed') : versions[0] ?? '–', versions.length > 1 ? versions.join(', ') : t('cluster.one-version'), versions.length > 1 ? 'warn-text' : ''));
   }

@@ -129,7 +129,7 @@ export default function ha({ who, load }) {
       later.stop();
     },
     on: { host: later, event: later, vm: later },
-    view: () => (off ? [head(t('ha.title')), h('div', { key: 'off' }, note('info', off.message, off.hint))] : [
+    view: () => (off ? [head(t('ha.title')), h('div', { key: 'off' }, note('info', h('b', null, t('ha.off')), t('ha.off-help')))] : [
       head(t('ha.title'), { actions: isAdmin && (data.armed ? button(t('ha.disarm'), () => turn('disarm'), { kind: 'danger' }) : button(t('ha.arm'), () => turn('arm'), { kind: 'primary' })) }),
       h('div', { class: 'stack', key: 'all' },
         h('div', { role: 'status', class: 'worries stack tight', key: 'worries' },

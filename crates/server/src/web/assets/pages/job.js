@@ -2,9 +2,9 @@
 
 import * as api from '../api.js';
 import { h } from '../dom.js';
-import { absolute, bytes, clock, duration, elapsed, number, percent, second, when } from '../format.js';
+import { absolute, bytes, clock, duration, elapsed, failure, number, percent, second, when } from '../format.js';
 import { t, word } from '../i18n.js';
-import { brief, button, card, chip, door, empty, facts, head, note, progress, subject } from '../ui.js';
+import { brief, button, card, chip, door, empty, facts, head, note, progress, subject, tail } from '../ui.js';
 import { stays } from './moves.js';
 import { cancel, hostPath, isOpen, vmPath } from './shared.js';
 
@@ -36,11 +36,13 @@ export default function job({ params, who, update }) {
   }
 
   function result() {
-    const { point, kind, read_bytes: taken, stored_bytes: stored, vm, is_started: isStarted, disks, points, damaged, from, to, downtime_ms: still, total_ms: total, sent_bytes: sent, moved, left } = data.result;
+    const { point, kind, read_bytes: taken, stored_bytes: stored, vm, is_started: isStarted, disks, points, damaged, freed_bytes: freed, pending_bytes: pending, from, to, downtime_ms: still, total_ms: total, sent_bytes: sent, moved, left } = data.result;
     return card(t('jobs.result'), { wide: 'half' }, h('div', { class: 'body' }, facts(
       point && [t('jobs.point'), [brief(point), kind && ` ${t(`point.${kind}`)}`]],
       taken !== undefined && [t('jobs.read'), bytes(taken)],
       stored !== undefined && [data.kind === 'restore' ? t('jobs.written') : t('jobs.stored'), bytes(stored)],
+      freed !== undefined && [t('gc.freed'), bytes(freed)],
+      pending > 0 && [t('gc.pending'), bytes(pending)],
       vm && [t('vms.vm'), [h('a', { href: vmPath(vm) }, vm.name), isStarted && [' ', t('jobs.started-vm')]]],
       ...(disks ?? []).map((disk) => [disk.target, [h('code', null, disk.path), ` ${bytes(disk.size_bytes)}`]]),
       points !== undefined && [t('jobs.points'), number(points)],
@@ -60,7 +62,7 @@ export default function job({ params, who, update }) {
       [t('vms.host'), h('a', { href: hostPath(data.host) }, data.host)],
       data.proxy && [t('jobs.proxy'), h('a', { href: hostPath(data.proxy) }, data.proxy)],
       [t('jobs.origin'), data.origin.policy ? [h('a', { href: api.path(['policies', data.origin.policy]) }, data.origin.policy), data.origin.attempt > 1 && [' · ', t('jobs.attempt', { n: data.origin.attempt })]] : data.origin.by],
-      data.origin.after && [t('jobs.after'), h('a', { href: api.path(['jobs', data.origin.after]) }, brief(data.origin.after))],
+      data.origin.after && [t('jobs.after'), h('a', { href: api.path(['jobs', data.origin.after]) }, tail(data.origin.after))],
       [t('jobs.created'), clock(data.created)],
       [t('jobs.began'), clock(data.started)],
       [t('jobs.ended'), clock(data.finished)],
@@ -103,7 +105,7 @@ export default function job({ params, who, update }) {
       }),
       h('div', { class: 'stack', key: 'all' },
         isOpen(data) && h('div', { class: 'card', key: 'progress' }, h('div', { class: 'body' }, progress(data), spoken(data))),
-        data.error && h('div', { role: 'alert', key: 'error' }, note('bad', h('b', null, data.error.message), data.error.hint, data.error.retry_at && h('span', null, t('jobs.retry'), ' ', when(data.error.retry_at)))),
+        data.error && h('div', { role: 'alert', key: 'error' }, note('bad', h('b', null, failure(data.error)), data.error.hint, data.error.retry_at && h('span', null, t('jobs.retry'), ' ', when(data.error.retry_at)))),
         data.warnings.length > 0 && note('warn', ...data.warnings),
         h('div', { class: 'grid' }, state(), data.result && Object.keys(data.result).length > 0 && result(), entries())),
     ],

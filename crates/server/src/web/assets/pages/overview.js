@@ -2,7 +2,7 @@
 
 import * as api from '../api.js';
 import { h } from '../dom.js';
-import { bytes, number, percent, ratio, when } from '../format.js';
+import { bytes, failure, number, percent, ratio, said, when } from '../format.js';
 import { t } from '../i18n.js';
 import { card, chip, empty, gauge, head, note, soon, table, tone } from '../ui.js';
 import { advance, feed, jobLink, jobTable, vmPath } from './shared.js';
@@ -59,7 +59,7 @@ export default function overview({ who, load }) {
     const columns = [
       { label: t('vms.vm'), cell: (vm) => h('a', { class: 'name', href: vmPath(vm) }, vm.name) },
       { label: t('vms.protection'), cell: (vm) => chip('protection', vm.protection) },
-      { label: t('overview.why'), cell: (vm) => [vm.protected.reason, vm.protected.last_failure && h('div', null, h('small', null, vm.protected.last_failure.message))] },
+      { label: t('overview.why'), cell: (vm) => [said(vm.protected.said, vm.protected.reason), vm.protected.last_failure && h('div', null, h('small', null, failure(vm.protected.last_failure)))] },
       { label: t('vms.last-point'), cell: (vm) => when(vm.last_point) },
       { label: t('vms.next-run'), cell: (vm) => when(vm.next_run) },
     ];
@@ -69,7 +69,7 @@ export default function overview({ who, load }) {
   function failures() {
     const columns = [
       { label: t('jobs.job'), cell: (job) => [jobLink(job), ' ', job.vm?.name ?? job.repository] },
-      { label: t('overview.why'), cell: (job) => [job.error?.message ?? t(`job.${job.state}`), job.error?.retry_at && h('div', null, h('small', null, t('jobs.retry'), ' ', when(job.error.retry_at)))] },
+      { label: t('overview.why'), cell: (job) => [job.error ? failure(job.error) : t(`job.${job.state}`), job.error?.retry_at && h('div', null, h('small', null, t('jobs.retry'), ' ', when(job.error.retry_at)))] },
       { label: t('jobs.ended'), cell: (job) => when(job.finished) },
     ];
     return card(t('overview.failures'), { wide: 'half', end: h('a', { href: '/jobs?state=failed,interrupted' }, t('list.all')) }, data.failures.length === 0 ? empty(t('overview.no-failures')) : table(columns, data.failures.slice(0, 6), { label: t('overview.failures'), id: (job) => job.id }));

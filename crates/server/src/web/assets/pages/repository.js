@@ -25,6 +25,16 @@ export default function repository({ params, who, update }) {
     if (job) toast('good', t('verify.begun', { name: data.name }), h('a', { href: api.path(['jobs', job.id]) }, t('backup.watch')));
   }
 
+  async function collect() {
+    const key = api.newKey();
+    const sure = await dialog(t('gc.title', { name: data.name }), (finish) => [
+      h('p', { class: 'soft' }, t('gc.text')),
+      ends(button(t('action.back'), () => finish(null)), button(t('gc.start'), () => finish(true), { kind: 'primary' }))]);
+    if (!sure) return;
+    const job = await attempt(() => api.post(['jobs', 'gc'], { repository: data.name }, key));
+    if (job) toast('good', t('gc.begun', { name: data.name }), h('a', { href: api.path(['jobs', job.id]) }, t('backup.watch')));
+  }
+
   async function readPoints(cursor) {
     const page = await api.get(['points'], { repository: params.repository, limit: 20, cursor });
     points = cursor ? [...points, ...page.items] : page.items;
@@ -92,7 +102,7 @@ export default function repository({ params, who, update }) {
       head(data.name, {
         crumb: h('a', { href: '/repositories' }, t('nav.repositories')), beside: [chip('repository', data.state), data.jobs_running > 0 && h('a', { href: api.path(['jobs'], { repository: data.name }) }, t('repository.jobs', { n: data.jobs_running }))],
         lead: h('code', null, data.location),
-        actions: api.may(who, 'operator') && button(t('verify.now'), verify),
+        actions: api.may(who, 'operator') && [!data.is_append_only && button(t('gc.now'), collect), button(t('verify.now'), verify)],
       }),
       h('div', { class: 'stack', key: 'all' },
         data.error && note('bad', h('b', null, t('repository.unusable')), data.error),

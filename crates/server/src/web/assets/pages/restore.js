@@ -3,7 +3,7 @@
 
 import * as api from '../api.js';
 import { h } from '../dom.js';
-import { bytes, clock, when } from '../format.js';
+import { bytes, clock, failure, when } from '../format.js';
 import { t } from '../i18n.js';
 import { brief, button, card, check, chip, door, empty, facts, field, head, note, progress, table, trouble } from '../ui.js';
 import { isOpen, vmPath } from './shared.js';
@@ -120,7 +120,7 @@ export default function restore({ params, query, update, load }) {
     return card(t('restore.running'), {}, h('div', { class: 'body stack' },
       h('div', { class: 'row', role: 'status' }, chip('job', job.state), h('span', null, plan.name)),
       isOpen(job) && progress(job),
-      job.error && note('bad', h('b', null, job.error.message), job.error.hint),
+      job.error && note('bad', h('b', null, failure(job.error)), job.error.hint),
       job.warnings.length > 0 && note('warn', ...job.warnings),
       h('div', { class: 'row' }, door(t('vm.open-job'), api.path(['jobs', job.id])), job.result?.vm && door(t('jobs.open-vm'), vmPath(job.result.vm), { kind: 'primary' }))));
   }

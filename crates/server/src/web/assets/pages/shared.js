@@ -1,9 +1,9 @@
 // What several pages show in the same way.
 
-import { attempt, brief, button, check, chip, confirm, dialog, ends, field, gauge, note, progress, select, subject, table, toast } from '../ui.js';
+import { attempt, button, check, chip, confirm, dialog, ends, field, gauge, note, progress, select, subject, table, tail, toast } from '../ui.js';
 import * as api from '../api.js';
 import { h } from '../dom.js';
-import { bytes, elapsed, number, when } from '../format.js';
+import { bytes, elapsed, failure, number, said, when } from '../format.js';
 import { t } from '../i18n.js';
 
 /** The path of a VM's page. */
@@ -57,10 +57,11 @@ export const isOpen = (job) => job.state === 'queued' || job.state === 'running'
 
 function outcome(job) {
   if (isOpen(job)) return progress(job);
-  if (job.error) return h('small', null, job.error.message);
+  if (job.error) return h('small', null, failure(job.error));
   if (job.warnings.length > 0) return h('small', { class: 'warn-text' }, job.warnings[0]);
-  const { read_bytes: taken, stored_bytes: stored, points, to, downtime_ms: still, moved } = job.result ?? {};
+  const { read_bytes: taken, stored_bytes: stored, freed_bytes: freed, points, to, downtime_ms: still, moved } = job.result ?? {};
   if (to !== undefined) return h('small', null, still === undefined ? t('moves.arrived', { to }) : t('moves.arrived-still', { to, ms: number(still) }));
+  if (freed !== undefined) return h('small', null, t('gc.outcome', { size: bytes(freed) }));
   if (moved !== undefined) return h('small', null, t('moves.moved', { n: moved }));
   if (stored !== undefined) return h('small', null, t(job.kind === 'restore' ? 'jobs.wrote' : 'jobs.moved', { read: bytes(taken), stored: bytes(stored) }));
   return points === undefined ? '' : h('small', null, t('jobs.handled', { n: points }));
@@ -115,9 +116,9 @@ export function feed(events) {
   const tones = { info: 'info', warning: 'warn', error: 'bad' };
   return h('ul', { class: 'feed' }, events.map((event) => h('li', { key: event.id },
     h('span', { class: `dot ${tones[event.severity]}`, role: 'img', 'aria-label': t(`severity.${event.severity}`), title: t(`severity.${event.severity}`) }),
-    h('div', null, event.message, ' ', h('small', { class: 'row' },
+    h('div', null, said(event.said, event.message), ' ', h('small', { class: 'row' },
       event.vm_name && h('a', { href: vmPath(event.vm ?? event.vm_name) }, event.vm_name),
-      event.job && h('a', { href: api.path(['jobs', event.job]) }, t('events.job'), ' ', brief(event.job)),
+      event.job && h('a', { href: api.path(['jobs', event.job]) }, t('events.job'), ' ', tail(event.job)),
       event.policy && h('a', { href: api.path(['policies', event.policy]) }, event.policy),
       event.repository && h('a', { href: api.path(['repositories', event.repository]) }, event.repository),
       event.host && !event.vm_name && h('a', { href: hostPath(event.host) }, event.host),

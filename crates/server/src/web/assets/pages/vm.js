@@ -3,7 +3,7 @@
 import * as api from '../api.js';
 import { timeline } from '../chart.js';
 import { h } from '../dom.js';
-import { bytes, clock, duration, number, rate, when } from '../format.js';
+import { bytes, clock, duration, failure, number, rate, said, when } from '../format.js';
 import { t } from '../i18n.js';
 import { brief, button, card, chip, choices, door, empty, facts, head, note, soon, table, tag, tone } from '../ui.js';
 import { migrate } from './moves.js';
@@ -38,12 +38,12 @@ export default function vm({ params, who, update, load }) {
   function protection() {
     const { protected: state } = data;
     return card(t('vms.protection'), { wide: 'half' }, h('div', { class: 'body stack' },
-      note(tone('protection', state.state), h('b', null, t(`protection.${state.state}`)), state.reason),
-      state.last_failure && note('bad', h('b', null, t('vm.last-failure'), ' ', when(state.last_failure.at)), state.last_failure.message, h('a', { href: api.path(['jobs', state.last_failure.job]) }, t('vm.open-job'))),
+      note(tone('protection', state.state), h('b', null, t(`protection.${state.state}`)), said(state.said, state.reason)),
+      state.last_failure && note('bad', h('b', null, t('vm.last-failure'), ' ', when(state.last_failure.at)), failure(state.last_failure), h('a', { href: api.path(['jobs', state.last_failure.job]) }, t('vm.open-job'))),
       facts(
         [t('vms.last-point'), state.last_good ? [clock(state.last_good.taken), ' · ', when(state.last_good.taken), ' · ', state.last_good.repository] : t('vm.never')],
         [t('vm.rpo'), state.rpo_s === null ? t('vm.no-rpo') : duration(state.rpo_s)],
-        [t('vms.next-run'), state.next ? [when(state.next.at), ` · ${state.next.policy}`, state.next.waiting_for && h('div', null, h('small', { class: 'soft' }, state.next.waiting_for))] : t('vm.no-next')],
+        [t('vms.next-run'), state.next ? [when(state.next.at), ` · ${state.next.policy}`, state.next.waiting_for && h('div', null, h('small', { class: 'soft' }, said(state.next.waiting_said, state.next.waiting_for)))] : t('vm.no-next')],
         [t('vms.policies'), policyLinks(state.policies)])));
   }
 
@@ -117,7 +117,7 @@ export default function vm({ params, who, update, load }) {
     const columns = [
       { label: t('policies.policy'), cell: (verdict) => h('a', { class: 'name', href: api.path(['policies', verdict.policy]) }, verdict.policy) },
       { label: t('vm.selected'), cell: (verdict) => h('span', { class: `chip ${verdict.is_selected ? 'good' : 'mute'}` }, verdict.is_selected ? t('vm.yes') : t('vm.no')) },
-      { label: t('overview.why'), cell: (verdict) => h('ul', null, verdict.reasons.map((reason) => h('li', null, reason))) },
+      { label: t('overview.why'), cell: (verdict) => h('ul', null, verdict.reasons.map((reason, at) => h('li', null, said(verdict.reasons_said?.[at], reason)))) },
       { label: t('vms.next-run'), cell: (verdict) => when(verdict.next_run) },
     ];
     return card(t('vm.explain'), {}, verdicts.length === 0 ? empty(t('policies.none'), door(t('policies.new'), '/policies/+new')) : table(columns, verdicts, { label: t('vm.explain'), id: (verdict) => verdict.policy }));
