@@ -3,6 +3,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use super::Said;
 use uuid::Uuid;
 
 /// Whether a repository can be used.
@@ -93,4 +95,7 @@ pub struct Maintenance {
     pub is_ok: bool,
     /// In a sentence.
     pub summary: String,
+    /// The same, for other languages; none if it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub said: Option<Said>,
 }

@@ -101,6 +101,10 @@ pub enum Saying {
     RunsHere,
     RunsHereNamed,
     RunsHereNoProxy,
+    // What was done to keep a repository sound.
+    Collected,
+    Pruned,
+    Verified,
     // What happened.
     AuditBroken,
     BalanceRecommended,

@@ -431,26 +431,30 @@ async fn after(daemon: &Arc<Daemon>, record: &Record) {
     told(daemon, job);
     daemon.metrics.ended(job);
     if let Ok(entry) = daemon.repositories.find(Some(&job.repository)) {
-        let done = |summary: String| Maintenance {
+        let why = job.error.as_ref().map(|error| error.message.clone());
+        let done = |summary: String, said: Said| Maintenance {
             at: Timestamp::now(),
             job: Some(job.id),
             is_ok: job.state == JobState::Succeeded,
-            summary,
+            said: why.is_none().then_some(said),
+            summary: why.clone().unwrap_or(summary),
         };
-        let why = job.error.as_ref().map(|error| error.message.clone());
         let points = job.result.as_ref().and_then(|result| result.points).unwrap_or(0);
         let kept = match job.kind {
             JobKind::Verify => {
-                let done = done(why.unwrap_or_else(|| format!("{points} restore points checked, nothing is damaged")));
+                let said = Said::from(Saying::Verified).with("points", points);
+                let done = done(format!("{points} restore points checked, nothing is damaged"), said);
                 daemon.repositories.keep(&entry, |kept| kept.last_verify = Some(done)).await
             }
             JobKind::Prune => {
-                let done = done(why.unwrap_or_else(|| format!("{points} restore points deleted")));
+                let said = Said::from(Saying::Pruned).with("points", points);
+                let done = done(format!("{points} restore points deleted"), said);
                 daemon.repositories.keep(&entry, |kept| kept.last_prune = Some(done)).await
             }
             JobKind::Gc => {
                 let freed = job.result.as_ref().and_then(|result| result.freed_bytes).unwrap_or(0);
-                let done = done(why.unwrap_or_else(|| format!("{} given back", virtward_model::Bytes(freed))));
+                let said = Said::from(Saying::Collected).with("freed_bytes", freed);
+                let done = done(format!("{} given back", virtward_model::Bytes(freed)), said);
                 daemon.repositories.keep(&entry, |kept| kept.last_gc = Some(done)).await
             }
             _ => Ok(()),

@@ -52,6 +52,7 @@ async fn a_backup_is_asked_for_watched_and_restored() {
     let kept = async || daemon.get("/api/v1/repositories/default").await["last_gc"].clone();
     daemon.wait("the collection to be kept", async || kept().await["job"] == job["id"]).await;
     assert_eq!(kept().await["is_ok"], true);
+    assert_eq!(kept().await["said"], json!({"key": "collected", "values": {"freed_bytes": 0}}));
     daemon.end().await;
 }
 

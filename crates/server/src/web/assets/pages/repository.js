@@ -3,7 +3,7 @@
 import * as api from '../api.js';
 import { growth } from '../chart.js';
 import { h } from '../dom.js';
-import { bytes, clock, number, percent, ratio, when } from '../format.js';
+import { bytes, clock, number, percent, ratio, said, when } from '../format.js';
 import { t } from '../i18n.js';
 import { attempt, button, card, check, chip, dialog, empty, ends, facts, gauge, head, note, table, toast } from '../ui.js';
 import { vmPath } from './shared.js';
@@ -65,7 +65,7 @@ export default function repository({ params, who, update }) {
   }
 
   function maintenance() {
-    const entry = (name, done) => [t(`repository.${name}`), done ? [h('span', { class: `chip ${done.is_ok ? 'good' : 'bad'}` }, done.is_ok ? t('repository.done') : t('repository.trouble')), ' ', done.job ? h('a', { href: api.path(['jobs', done.job]) }, when(done.at)) : when(done.at), h('div', null, h('small', { class: 'soft' }, done.summary))] : t('repository.never')];
+    const entry = (name, done) => [t(`repository.${name}`), done ? [h('span', { class: `chip ${done.is_ok ? 'good' : 'bad'}` }, done.is_ok ? t('repository.done') : t('repository.trouble')), ' ', done.job ? h('a', { href: api.path(['jobs', done.job]) }, when(done.at)) : when(done.at), h('div', null, h('small', { class: 'soft' }, said(done.said, done.summary)))] : t('repository.never')];
     return card(t('repository.maintenance'), { wide: 'third' }, h('div', { class: 'body stack' },
       data.usage?.total_bytes && h('div', { class: 'stack tight' }, gauge(data.usage.total_bytes - data.usage.free_bytes, data.usage.total_bytes, t('repository.fullness', { name: data.name })), h('small', { class: 'soft' }, t('repository.full-of', { percent: number(percent(data.usage.total_bytes - data.usage.free_bytes, data.usage.total_bytes)), free: bytes(data.usage.free_bytes) }))),
       facts(entry('verify', data.last_verify), entry('prune', data.last_prune), entry('gc', data.last_gc), data.id && [t('repository.id'), h('code', null, data.id)], [t('repository.mode'), data.is_append_only ? t('repository.append-only') : t('repository.read-write')])));
