@@ -309,6 +309,19 @@ impl Daemon {
         problem(&answer, code)
     }
 
+    /// Cancels all jobs, some of which were asked to be done at a byte a second, and waits until they have ended.
+    pub async fn call_back_all(&self) {
+        self.wait("the jobs that were called back to end", async || {
+            let open = self.get("/api/v1/jobs?state=queued,running&limit=500").await;
+            for job in open["items"].as_array().unwrap() {
+                let path = format!("/api/v1/jobs/{}/cancel", job["id"].as_str().unwrap());
+                send(&self.client, "POST", &path, &[], None).await;
+            }
+            open["total"] == 0
+        })
+        .await;
+    }
+
     pub async fn wait(&self, what: &str, mut is_so: impl AsyncFnMut() -> bool) {
         let until = Instant::now() + LIMIT;
         while !is_so().await {

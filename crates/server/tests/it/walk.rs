@@ -335,17 +335,7 @@ async fn every_route_answers_as_the_document_says_whatever_it_is_sent() {
     never.retain(|name| name != "job-cancel: 409" && !(name.starts_with("ha") && name.ends_with(": 409")));
     assert!(never.is_empty(), "routes whose right request was refused: {never:?}");
     assert!(sent > 3000 && statuses.len() >= 6, "too little to have tested much: {sent} {statuses:?}");
-    // Some were asked to be done at a byte a second. What is called back ends, all of it.
-    daemon
-        .wait("the jobs that were asked for to end", async || {
-            let open = daemon.get("/api/v1/jobs?state=queued,running&limit=500").await;
-            for job in open["items"].as_array().unwrap() {
-                let path = format!("/api/v1/jobs/{}/cancel", job["id"].as_str().unwrap());
-                send(&daemon.client, "POST", &path, &[], None).await;
-            }
-            open["total"] == 0
-        })
-        .await;
+    daemon.call_back_all().await;
     assert_eq!(send(&daemon.client, "GET", "/readyz", &[], None).await.status, 200);
     daemon.end().await;
 }
