@@ -435,9 +435,15 @@ impl Round<'_> {
         let oldest = held.iter().map(|h| h.epoch).min().unwrap_or(u64::MAX);
         let ripe: HashSet<ObjectId> =
             known.sentences().filter(|(_, since)| *since <= oldest).map(|(id, _)| id).collect();
-        let entries = live_entries(&inner.index, live, &ripe)?;
         let listed = view.state.packs();
+        let gone = self.gone(view, &listed)?;
+        let entries = live_entries(&inner.index, live, &ripe.union(&gone).copied().collect())?;
         let (mut doomed, mut unlist) = (Vec::new(), HashSet::new());
+        for id in gone {
+            if !self.misses_any(entries.get(&id).map_or(&[], Vec::as_slice), view, live)? {
+                unlist.insert(id);
+            }
+        }
         (self.report.pending_packs, self.report.pending_bytes) = (0, 0);
         for id in &view.condemned {
             let (object, is_listed) = (view.find(id), listed.contains_key(id));
@@ -473,6 +479,20 @@ impl Round<'_> {
             self.unlist(&unlist)?;
         }
         Ok(())
+    }
+
+    /// Listed packs that nobody condemned and that are not there: lost, or listed by a run that slept while it put the segment,
+    /// whose lease was ended and whose packs were collected meanwhile.
+    fn gone(&self, view: &View, listed: &HashMap<ObjectId, Arc<PackInfo>>) -> Result<HashSet<ObjectId>> {
+        let mut gone = HashSet::new();
+        for (id, pack) in listed {
+            let is_known = view.condemned.contains(id) || view.find(id).is_some();
+            // It may have come since packs were listed.
+            if !is_known && !self.repo.inner.store.exists(&pack.name())? {
+                gone.insert(*id);
+            }
+        }
+        Ok(gone)
     }
 
     /// Compacts the index, without some packs; whether there was space for that.

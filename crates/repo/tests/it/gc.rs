@@ -182,6 +182,48 @@ fn damaged_packs_go_once_their_content_is_stored_again() {
     assert_clean(&store);
 }
 
+/// A run sleeps while it puts a segment: its lease is ended, its packs are collected and forgotten, and then the segment is
+/// there. It leads to nothing that anybody needs, so that is no damage, and the next collection takes it out of the index.
+#[test]
+fn a_segment_that_comes_when_its_packs_are_gone_is_cleared_away() {
+    let (store, repo) = mem_repo();
+    back_up(&repo, "one", &noise(1, 3 << 20)).unwrap();
+    let segments = |store: &MemStore| {
+        let mut names = Vec::new();
+        let list = store.list("index/", &mut |object| {
+            names.push(object.name);
+            Ok(())
+        });
+        list.map(|()| names).unwrap()
+    };
+    let before = segments(&store);
+    let asleep = back_up(&repo, "two", &noise(2, 3 << 20)).unwrap();
+    let late: Vec<(String, Vec<u8>)> = segments(&store)
+        .into_iter()
+        .filter(|name| !before.contains(name))
+        .map(|name| (name.clone(), store.get(&name, 1 << 30).unwrap()))
+        .collect();
+    assert!(!late.is_empty());
+    for (name, _) in &late {
+        store.delete(name).unwrap();
+    }
+    let lose = |point: virtward_model::PointId| {
+        open(&store).delete_point(point).unwrap();
+        store.advance(DAY);
+        let report = collect(&open(&store), Duration::ZERO);
+        assert!(report.deleted_packs > 0, "{report:?}");
+    };
+    lose(asleep.id);
+    // A further epoch forgets who was condemned.
+    lose(back_up(&open(&store), "three", &noise(3, 3 << 20)).unwrap().id);
+    for (name, bytes) in &late {
+        assert_eq!(store.put_if_absent(name, bytes).unwrap(), virtward_repo::store::Put::Created);
+    }
+    assert!(!open(&store).check(&()).unwrap().damaged.is_empty(), "its packs are there");
+    collect(&open(&store), Duration::ZERO);
+    assert_clean(&store);
+}
+
 #[test]
 fn a_lost_segment_costs_no_data() {
     let (store, repo) = mem_repo();
