@@ -1,8 +1,8 @@
 #!/bin/bash
 # Runs all tests that Cargo built:  test.sh [FILTER...]
 #
-# Tests with guests wait more than they work, and those of high availability run one at a time, because guests are judged by
-# how long they could not write. Everything else is run beside them at a lower priority, and told when it has ended.
+# Tests of high availability (ha_…) need a lab of their own and wait more than they work: everything without guests runs beside
+# them, at a lower priority, and is told at the end. Then come the other tests with guests.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export RUST_TEST_THREADS=${RUST_TEST_THREADS:-6}
@@ -46,9 +46,15 @@ set -m
 beside=$!
 set +m
 trap 'kill -- -$beside 2>/dev/null; rm -f "$others"' EXIT
-echo "test.sh: the tests with guests first; the others run beside them and are told afterwards"
-run lab "$@"
-result=$?
+if [ $# -gt 0 ]; then
+    run lab "$@"
+    result=$?
+else
+    echo "test.sh: tests of high availability; what needs no guests runs beside them and is told at the end"
+    run lab ha_
+    result=$?
+    run lab --skip ha_ || result=1
+fi
 [ $result = 0 ] || echo "test.sh: failed: ${failed[*]}"
 wait $beside || result=1
 cat "$others"

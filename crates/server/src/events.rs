@@ -70,10 +70,11 @@ impl Note {
     /// Writes it into the log, as gravely as it is.
     pub fn log(&self) {
         let (vm, job) = (self.vm.as_ref().map(|vm| vm.name.as_str()), self.job.map(tracing::field::display));
+        let event = self.kind;
         match self.severity {
-            Severity::Error => tracing::error!(vm, job, "{}", self.message),
-            Severity::Warning => tracing::warn!(vm, job, "{}", self.message),
-            Severity::Info => tracing::info!(vm, job, "{}", self.message),
+            Severity::Error => tracing::error!(event, vm, job, "{}", self.message),
+            Severity::Warning => tracing::warn!(event, vm, job, "{}", self.message),
+            Severity::Info => tracing::info!(event, vm, job, "{}", self.message),
         }
     }
 

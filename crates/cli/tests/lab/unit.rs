@@ -231,7 +231,7 @@ fn works(system: &System) {
     let entries = system.sh(&format!("journalctl --no-pager --output json VIRTWARD_JOB={job}"));
     let entries: Vec<Value> = entries.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert!(entries.iter().all(|entry| entry["_SYSTEMD_UNIT"] == "virtward.service"), "{entries:?}");
-    let end = entries.iter().find(|entry| entry["VIRTWARD_STATE"] == "succeeded").expect("its end");
+    let end = entries.iter().find(|entry| entry["VIRTWARD_EVENT"] == "job-succeeded").expect("its end");
     assert_eq!(end["MESSAGE"], "backup of web1 succeeded");
 }
 
