@@ -9,12 +9,7 @@ VIRTWARD_SOAK_GARAGE="$tools/bin/garage" cargo test -p virtward-repo --test s3 s
 
 # The repository on a real NFS, from two mounts.
 cargo build -p virtward-cli -p virtward-lab
-tests=$(cargo test -p virtward-repo --test it --no-run --message-format=json 2>/dev/null |
-    python3 -Ic 'import json, sys
-for line in sys.stdin:
-    made = json.loads(line)
-    if made.get("executable") and made["target"]["name"] == "it":
-        print(made["executable"])')
+read -r _ _ tests < <(scripts/test-programs.sh -p virtward-repo --test it)
 scripts/nfs.sh "${CARGO_TARGET_DIR:-$PWD/target}/debug" "$tests"
 
 # Writers, collectors, copies and crashes in many more orders than `make test` tries.

@@ -7,25 +7,22 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export RUST_TEST_THREADS=${RUST_TEST_THREADS:-6}
 
-# Where each test is to be run and which program it is; those with guests are named lab.
-tests=$(cargo test --workspace --lib --bins --tests --no-run --message-format=json-render-diagnostics |
-    python3 -Ic 'import json, os, sys
-for line in sys.stdin:
-    made = json.loads(line)
-    if made.get("executable") and made["profile"]["test"]:
-        kind = "lab" if made["target"]["name"] == "lab" else "other"
-        print(kind, os.path.dirname(made["manifest_path"]), made["executable"])') || exit
+tests=$(scripts/test-programs.sh --workspace --lib --bins --tests) || exit
 [ -n "$tests" ] || { echo "test.sh: Cargo names no tests" >&2; exit 1; }
 
-# run KIND FILTER...: one program after the other; fails if any did.
+# run lab|other FILTER...: one program after the other; fails if any did. Those with guests are named lab.
 run() {
-    local kind=$1 result=0 of directory program
+    local kind=$1 result=0 name directory program
     shift
-    while read -r of directory program; do
-        [ "$of" = "$kind" ] || continue
+    while read -r name directory program; do
+        [ "$name" = lab ] || name=other
+        [ "$name" = "$kind" ] || continue
         echo
         echo "     Running ${program#"$PWD/"}"
-        (cd "$directory" && exec "$program" "$@") </dev/null || { result=1 && failed+=("${program##*/}"); }
+        (cd "$directory" && exec "$program" "$@") </dev/null || {
+            result=1
+            failed+=("${program##*/}")
+        }
     done <<<"$tests"
     return $result
 }

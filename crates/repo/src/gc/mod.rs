@@ -486,9 +486,10 @@ impl Round<'_> {
     fn gone(&self, view: &View, listed: &HashMap<ObjectId, Arc<PackInfo>>) -> Result<HashSet<ObjectId>> {
         let mut gone = HashSet::new();
         for (id, pack) in listed {
-            let is_known = view.condemned.contains(id) || view.find(id).is_some();
+            let name = pack.name();
+            let is_known = view.condemned.contains(id) || view.present.contains_key(&name);
             // It may have come since packs were listed.
-            if !is_known && !self.repo.inner.store.exists(&pack.name())? {
+            if !is_known && !self.repo.inner.store.exists(&name)? {
                 gone.insert(*id);
             }
         }

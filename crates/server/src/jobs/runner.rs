@@ -405,10 +405,10 @@ fn retry_at(daemon: &Daemon, record: &Record) -> Option<Timestamp> {
     Timestamp::now().checked_add(Seconds(wait).duration()).ok()
 }
 
-/// The repository whose size a job changed.
-fn resized(daemon: &Daemon, record: &Record) -> Option<Arc<Entry>> {
+/// The repository that a job changed.
+fn changed(daemon: &Daemon, record: &Record) -> Option<Arc<Entry>> {
     let name = match &record.work {
-        Work::Backup { .. } | Work::Gc {} => &record.job.repository,
+        Work::Backup { .. } | Work::Prune { .. } | Work::Gc {} => &record.job.repository,
         Work::Copy { to, .. } => to,
         _ => return None,
     };
@@ -418,9 +418,7 @@ fn resized(daemon: &Daemon, record: &Record) -> Option<Arc<Entry>> {
 /// Has restore points read again that a job made or deleted, so that whoever sees its end sees them too. A repository that
 /// does not answer does not keep the job from ending.
 async fn reread(daemon: &Arc<Daemon>, record: &Record) {
-    let pruned =
-        (record.job.kind == JobKind::Prune).then(|| daemon.repositories.find(Some(&record.job.repository)).ok());
-    for entry in resized(daemon, record).into_iter().chain(pruned.flatten()) {
+    if let Some(entry) = changed(daemon, record) {
         let _ = tokio::time::timeout(REREAD_WITHIN, daemon.refresh(&entry)).await;
     }
 }
@@ -463,7 +461,10 @@ async fn after(daemon: &Arc<Daemon>, record: &Record) {
             tracing::warn!(%problem, "the result of maintenance was not kept");
         }
     }
-    if let Some(entry) = resized(daemon, record) {
+    // What was pruned takes its space until it is collected.
+    if job.kind != JobKind::Prune
+        && let Some(entry) = changed(daemon, record)
+    {
         daemon.measure(&entry).await;
     }
     // Its newest restore point may be another one, and it has no job any more.
